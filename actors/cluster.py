@@ -1,0 +1,298 @@
+"""The local cluster: Redis, Ray with all three devices' resources on this machine, the actors
+and the front door. Started, found again and ended here.
+
+Every process that is started inherits KITBASH_CLUSTER_ID, so `down` ends all of them, HAProxy
+included, and nothing that belongs to somebody else. Not here: several machines (cluster.yaml).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment
+from kitbash_ray.errors import ClusterError
+from kitbash_ray.redis_server import RedisServer
+from kitbash_ray.token import ensure_token
+
+Tell = Callable[[str], None]
+
+RAY_START_S, FRONT_DOOR_S, STOP_S = 60.0, 120.0, 20.0
+#: Enough for indexes of a few hundred thousand grains; Ray's default is 30 % of the memory.
+OBJECT_STORE_BYTES = 512 << 20
+#: One resource of each kind: on one machine it is all three devices.
+UNITS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What `up` wrote down about the cluster it started."""
+
+    id: str
+    url: str
+    dashboard: str
+    address: str
+    ray_pid: int
+    redis_pid: int | None
+    redis: str
+    cartridges: str
+    started_at: float
+
+
+def record_file(settings: Settings) -> Path:
+    return settings.state_dir / "cluster.json"
+
+
+def running(settings: Settings) -> Running | None:
+    """The cluster that these settings' state folder knows of and that is alive, else None."""
+    found = _recorded(settings)
+    return found if found and _is_ours(found.ray_pid, found.id) else None
+
+
+def up(settings: Settings, tell: Tell) -> Running:
+    """Start everything that is not running, and return when the front door answers.
+
+    Raises ClusterError (a port is taken, a process does not come up) after ending what it began.
+    """
+    if found := running(settings):
+        if _answers(found.url, 5):
+            tell(f"already running since {time.strftime('%H:%M:%S', time.localtime(found.started_at))}")
+            return found
+        tell("the last cluster does not answer any more; ending what is left of it")
+    down(settings, tell)
+    _refuse_taken_ports(settings)
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ensure_token(settings)
+    cluster_id = secrets.token_hex(8)
+    try:
+        return _start(settings, cluster_id, tell)
+    except BaseException:  # also Ctrl-C: nothing half-started stays
+        _end(cluster_id, None, tell)
+        raise
+
+
+def down(settings: Settings, tell: Tell) -> bool:
+    """End every process of the recorded cluster. Returns whether there was any."""
+    found = _recorded(settings)
+    if found is None:
+        return False
+    ended = _end(found.id, found.ray_pid, tell)
+    record_file(settings).unlink(missing_ok=True)
+    return ended > 0
+
+
+def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
+    environment = child_environment(**_environment(cluster_id))
+    redis_pid = None
+    if settings.embedded_redis:
+        tell("starting Redis")
+        redis_pid = RedisServer(settings.state_dir).start(environment)
+    tell("starting Ray")
+    address, ray_pid = _start_ray(settings, environment)
+    found = Running(
+        id=cluster_id,
+        url=f"http://{settings.kitbash_host}:{settings.kitbash_port}",
+        dashboard=f"http://127.0.0.1:{settings.kitbash_dashboard_port}",
+        address=address,
+        ray_pid=ray_pid,
+        redis_pid=redis_pid,
+        redis="embedded" if settings.embedded_redis else settings.resolved_redis_url,
+        cartridges=str(settings.cartridges_dir),
+        started_at=time.time(),
+    )
+    _write_record(settings, found)
+    _deploy(settings, found, environment, tell)
+    if not _answers(found.url, FRONT_DOOR_S):
+        raise ClusterError(f"The front door does not answer at {found.url}; the logs are in /tmp/ray/session_latest/logs/serve.")
+    return found
+
+
+def _environment(cluster_id: str) -> dict[str, str]:
+    """What Ray's processes need: the mark, HAProxy mode, and ports and paths of their own."""
+    folder = Path("/tmp") / f"kitbash-{cluster_id}"  # short: it holds a Unix socket
+    http_port = _free_port()
+    return {
+        CLUSTER_MARK: cluster_id,
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if sys.platform == "linux" else "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http_port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http_port + 200),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _start_ray(settings: Settings, environment: dict[str, str]) -> tuple[str, int]:
+    """Start a head node on the loopback address. Returns its address and the process id that ends it."""
+    port = _free_port()
+    resources = {
+        settings.grain_resource: UNITS,
+        settings.bitnet_resource: UNITS,
+        settings.cartridge_resource: UNITS,
+        settings.kobold_resource: UNITS,
+    }
+    options = {
+        "node-ip-address": "127.0.0.1", "port": str(port), "ray-client-server-port": str(_free_port()),
+        "dashboard-host": "127.0.0.1", "dashboard-port": str(settings.kitbash_dashboard_port),
+        "dashboard-agent-listen-port": str(_free_port()), "metrics-export-port": str(_free_port()),
+        "resources": json.dumps(resources), "object-store-memory": str(OBJECT_STORE_BYTES),
+        "num-cpus": str(max(4, os.cpu_count() or 1)),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    log = settings.state_dir / "ray.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command + [f"--{name}={value}" for name, value in options.items()],
+            env=environment,
+            cwd="/",
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    end = time.monotonic() + RAY_START_S
+    while "Ray runtime started" not in log.read_text(errors="replace"):
+        if process.poll() is not None or time.monotonic() > end:
+            tail = " ".join(log.read_text(errors="replace").split()[-40:])
+            raise ClusterError(f"Ray did not start; the end of {log}: {tail}")
+        time.sleep(0.1)
+    return f"127.0.0.1:{port}", process.pid
+
+
+def _deploy(settings: Settings, found: Running, environment: dict[str, str], tell: Tell) -> None:
+    """Start the actors and the front door in the cluster, from a process that goes away again."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "actors.launch", found.address, str(settings.kitbash_port)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin and process.stdout and process.stderr
+    try:
+        process.stdin.write(settings.model_dump_json().encode())
+        process.stdin.close()
+        for line in process.stdout:
+            tell(line.decode().rstrip())
+        errors = process.stderr.read().decode(errors="replace")
+        if process.wait() != 0:
+            raise ClusterError(f"The actors did not start: {_last_line(errors)}")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+def _refuse_taken_ports(settings: Settings) -> None:
+    for port, name in ((settings.kitbash_port, "KITBASH_PORT"), (settings.kitbash_dashboard_port, "KITBASH_DASHBOARD_PORT")):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError as error:
+                raise ClusterError(f"Port {port} is taken{_holder(port)}: stop it, or set {name} to another port.") from error
+
+
+def _holder(port: int) -> str:
+    """` by NAME (pid N)` of who listens on a port, as far as the system tells."""
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(url: str, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health/ready", timeout=2).status_code == 200:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+def _write_record(settings: Settings, found: Running) -> None:
+    partial = record_file(settings).with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(found), indent=1))
+    partial.replace(record_file(settings))
+
+
+def _recorded(settings: Settings) -> Running | None:
+    try:
+        return Running(**json.loads(record_file(settings).read_text()))
+    except (OSError, ValueError, TypeError):  # none, or one that was cut short: as good as none
+        return None
+
+
+def _end(cluster_id: str, ray_pid: int | None, tell: Tell) -> int:
+    """Terminate the cluster's processes, kill what does not go. Returns how many there were."""
+    ours = list(_processes(cluster_id))
+    if not ours:
+        return 0
+    tell(f"ending {len(ours)} processes")
+    if ray_pid and _is_ours(ray_pid, cluster_id):
+        with suppress(psutil.Error):
+            head = psutil.Process(ray_pid)
+            head.send_signal(signal.SIGTERM)  # it ends Ray's daemons in their order
+            head.wait(STOP_S / 2)
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        left = list(_processes(cluster_id))
+        for process in left:
+            with suppress(psutil.Error):
+                process.send_signal(sign)
+        psutil.wait_procs(left, timeout=STOP_S / 4)
+    shutil.rmtree(f"/tmp/kitbash-{cluster_id}", ignore_errors=True)
+    left = list(_processes(cluster_id))
+    if left:
+        raise ClusterError(f"These processes do not end: {', '.join(f'{p.name()} ({p.pid})' for p in left)}.")
+    return len(ours)
+
+
+def _processes(cluster_id: str) -> Iterator[psutil.Process]:
+    """All living processes that carry the cluster's mark, but for this one."""
+    for process in psutil.process_iter():
+        if process.pid != os.getpid() and _is_ours(process.pid, cluster_id):
+            yield process
+
+
+def _is_ours(pid: int, cluster_id: str) -> bool:
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(CLUSTER_MARK) == cluster_id
+    return False

@@ -1,0 +1,42 @@
+"""A thread that tells the blackboard, every second, that its actor lives and how it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import redis
+from redis.exceptions import RedisError
+
+from kitbash_ray.blackboard import HEARTBEAT_S, heartbeat
+from kitbash_ray.config import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Writes `actor:{name}` until the process ends. `status` adds state, load and the like."""
+
+    def __init__(self, name: str, layer: str, settings: Settings, status: Callable[[], Mapping[str, str]]) -> None:
+        self._name = name
+        self._fixed = {"layer": layer, "node": platform.node(), "pid": str(os.getpid()), "since": repr(time.time())}
+        self._url = settings.resolved_redis_url
+        self._status = status
+        threading.Thread(target=self._run, name=f"heartbeat-{name}", daemon=True).start()
+
+    def _run(self) -> None:
+        client = redis.Redis.from_url(self._url, socket_timeout=2, socket_connect_timeout=2)
+        away = False
+        while True:
+            try:
+                heartbeat(client, self._name, {**self._fixed, **self._status(), "at": repr(time.time())})
+                away = False
+            except (RedisError, OSError) as error:
+                if not away:  # once, not every second
+                    log.warning("heartbeat of %s: Redis is away: %s", self._name, error)
+                away = True
+            time.sleep(HEARTBEAT_S)

@@ -1,0 +1,19 @@
+"""Layer 4 on its device."""
+
+from __future__ import annotations
+
+import ray
+
+from actors.generative import GenerativeActor
+from kitbash_ray.config import Settings
+from kitbash_ray.layers.kobold import open_kobold
+
+
+class Kobold(GenerativeActor):
+    """Holds the language model of KOBOLD_MODEL."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__("kobold", open_kobold, settings)
+
+
+KoboldActor = ray.remote(num_cpus=0, max_restarts=-1)(Kobold)

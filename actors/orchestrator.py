@@ -1,0 +1,99 @@
+"""The orchestrator: one cascade, one recorder and one index per front-door replica.
+
+It lives inside the replica, so a layer-0 answer costs no hop. Everything that happens to a
+question is one stream of events; this class hands each to the recorder and to whoever asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from redis.asyncio import Redis
+
+from kitbash_ray.blackboard import Blackboard
+from kitbash_ray.cascade import Cascade
+from kitbash_ray.feed import Feed
+from kitbash_ray.knowledge.grain_index import GrainIndex
+from kitbash_ray.layers.grain import GrainLayer
+from kitbash_ray.recorder import Recorder
+from kitbash_ray.types import Answer, Event, Query
+
+log = logging.getLogger(__name__)
+
+#: Layers that answer inside this process: their events need not be written before they begin.
+IN_PROCESS = frozenset({"grain"})
+
+
+class Orchestrator:
+    """Runs questions through the cascade and records what happens to them."""
+
+    def __init__(self, cascade: Cascade, recorder: Recorder, blackboard: Blackboard, feed: Feed) -> None:
+        self.cascade = cascade
+        self.recorder = recorder
+        self.blackboard = blackboard
+        self.feed = feed
+        #: Questions being worked on.
+        self.in_flight = 0
+
+    async def events(self, query: Query) -> AsyncGenerator[Event, None]:
+        """The events of `query`, each recorded before it is passed on or acted upon elsewhere."""
+        self.in_flight += 1
+        left_process = finished = False
+        try:
+            async with aclosing(self.cascade.run(query)) as events:
+                async for event in events:
+                    if event.answer:
+                        finished = True
+                        if left_process:
+                            await self.recorder.flush()
+                        event = replace(event, answer=replace(event.answer, recorded=self.recorder.healthy))
+                    self.recorder.append(event)
+                    if event.kind == "layer.started" and event.layer not in IN_PROCESS:
+                        left_process = True
+                        await self.recorder.flush()
+                    elif event.answer and left_process:
+                        await self.recorder.flush()
+                    yield event
+        finally:
+            self.in_flight -= 1
+            if not finished:
+                self._cancelled(query)
+
+    async def ask(self, query: Query) -> Answer:
+        """The answer to `query`."""
+        answer: Answer | None = None
+        async with aclosing(self.events(query)) as events:
+            async for event in events:
+                answer = event.answer or answer
+        assert answer is not None  # the last event of a cascade carries it
+        return answer
+
+    def _cancelled(self, query: Query) -> None:
+        """Whoever asked is gone, or the cascade failed: leave no query running on the blackboard."""
+        answer = Answer(query.id, query.text, "cancelled", reason="whoever asked is gone")
+        last = 1 << 30  # after every event that the cascade has numbered
+        self.recorder.append(Event(query.id, last, time.time(), "query.finished", answer=answer))
+
+
+async def follow_index(router: Any, layer: GrainLayer, version: str) -> None:
+    """Swap `layer`'s index whenever the grain router has a new one. Never returns."""
+    while True:
+        try:
+            snapshot = await router.snapshot.remote(version)
+            if snapshot is not None and snapshot.version != version:
+                layer.index = GrainIndex(await snapshot.arrays[0])
+                version = snapshot.version
+        except Exception as error:  # the router is restarting: the index at hand goes on serving
+            log.warning("the grain router does not answer: %s", str(error).splitlines()[0])
+            await asyncio.sleep(1)
+
+
+def redis_client(url: str) -> Redis:
+    """A client whose calls fail within two seconds, so that a stuck Redis delays no answer for long."""
+    return Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)

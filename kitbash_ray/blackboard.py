@@ -1,0 +1,161 @@
+"""The state of every query and actor in Redis, readable by any process.
+
+    key                              type                what                          life
+    kitbash:query:{id}               hash                state, text, times, answer    24 h
+    kitbash:query:{id}:{layer}:request  string, JSON     what a layer was asked        24 h
+    kitbash:query:{id}:{layer}:result   string, JSON     what it said                  24 h
+    kitbash:query:{id}:events        stream              that query's events           24 h
+    kitbash:feed                     stream, capped      every event                   cap
+    kitbash:actor:{name}             hash                heartbeat                     3 heartbeats
+    kitbash:work:{layer}             stream + group      work for workers elsewhere    until acked
+
+No other module writes a key. The blackboard is a fold over events: `operations` turns one into
+what record.lua does with it. Not here: when it is written (recorder.py) and the feed (feed.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from kitbash_ray.errors import StoreError
+from kitbash_ray.types import Answer, Event, decode, encode
+
+PREFIX = "kitbash:"
+FEED = PREFIX + "feed"
+#: Seconds between two heartbeats, and after how many missed ones an actor counts as gone.
+HEARTBEAT_S, HEARTBEATS_MISSED = 1.0, 3
+RECORD_SCRIPT = Path(__file__).with_name("record.lua")
+
+#: Which events the feed keeps at each DIAGNOSTIC_LEVEL, the noisiest first.
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def query_key(query_id: str) -> str:
+    return f"{PREFIX}query:{query_id}"
+
+
+def layer_key(query_id: str, layer: str, part: str) -> str:
+    return f"{PREFIX}query:{query_id}:{layer}:{part}"
+
+
+def events_key(query_id: str) -> str:
+    return f"{PREFIX}query:{query_id}:events"
+
+
+def actor_key(name: str) -> str:
+    return f"{PREFIX}actor:{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class QueryState:
+    """What the blackboard says of a query. Times are Unix seconds."""
+
+    query_id: str
+    state: str
+    text: str
+    asked_at: float
+    finished_at: float | None = None
+    layer: str | None = None
+    answer: Answer | None = None
+
+
+def operations(event: Event, *, level: str) -> list[str | bytes]:
+    """What record.lua has to do for `event`; the feed gets it if `level` lets it pass."""
+    line = encode(event)
+    done: list[str | bytes] = ["event", events_key(event.query_id), line]
+    if passes(event, level):
+        done += ["feed", line]
+    match event.kind:
+        case "query.received" if event.query:
+            done += _hash(event, state="running", text=event.query.text, asked_at=repr(event.query.asked_at))
+        case "layer.started" if event.layer:
+            done += _hash(event, layer=event.layer)
+            done += ["value", layer_key(event.query_id, event.layer, "request"), encode(event.query) if event.query else "{}"]
+        case "layer.finished" if event.layer and event.result:
+            done += ["value", layer_key(event.query_id, event.layer, "result"), encode(event.result)]
+        case "query.finished" if event.answer:
+            done += _hash(event, state=event.answer.status, finished_at=repr(event.at), answer=encode(event.answer))
+    return done
+
+
+def passes(event: Event, level: str) -> bool:
+    """Whether the feed keeps `event` at `level`."""
+    if event.kind == "layer.delta":
+        severity = "debug"
+    elif event.kind == "layer.finished" and event.result and event.result.outcome in ("failed", "timeout"):
+        severity = "error"
+    elif event.kind == "query.finished" and event.answer and event.answer.status != "answered":
+        severity = "error" if event.answer.status == "failed" else "warning"
+    else:
+        severity = "info"
+    return _LEVELS.index(severity) >= _LEVELS.index(level)
+
+
+class Blackboard:
+    """Reading the blackboard. Every method raises StoreError when Redis cannot be reached."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def query(self, query_id: str) -> QueryState | None:
+        """The state of a query, None if there is none (any more)."""
+        fields = cast(dict[bytes, bytes], await self._call(self._redis.hgetall(query_key(query_id))))
+        if not fields:
+            return None
+        found = {name.decode(): value.decode() for name, value in fields.items()}
+        return QueryState(
+            query_id=query_id,
+            state=found.get("state", "queued"),
+            text=found.get("text", ""),
+            asked_at=float(found.get("asked_at", 0)),
+            finished_at=float(found["finished_at"]) if "finished_at" in found else None,
+            layer=found.get("layer"),
+            answer=decode(Answer, found["answer"]) if "answer" in found else None,
+        )
+
+    async def events(self, query_id: str) -> list[Event]:
+        """The events of a query in order."""
+        entries = await self._call(self._redis.xrange(events_key(query_id)))
+        return [decode(Event, fields[b"event"]) for _, fields in entries]
+
+    async def actors(self) -> dict[str, dict[str, str]]:
+        """The heartbeats of all living actors by name."""
+        found = {}
+        names = [key async for key in self._redis.scan_iter(match=actor_key("*"), count=100)]
+        for key in names:
+            fields = await self._call(self._redis.hgetall(key))
+            if fields:
+                name = key.decode().removeprefix(actor_key(""))
+                found[name] = {field.decode(): value.decode() for field, value in fields.items()}
+        return found
+
+    async def ping(self) -> None:
+        await self._call(self._redis.ping())
+
+    async def _call(self, awaitable: Any) -> Any:
+        try:
+            return await awaitable
+        except (RedisError, OSError) as error:
+            raise StoreError(f"Redis does not answer: {error}") from error
+
+
+def heartbeat(redis: Any, name: str, fields: Mapping[str, str]) -> None:
+    """Say that an actor lives. `redis` is a synchronous client; raises RedisError."""
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.delete(actor_key(name))
+        pipe.hset(actor_key(name), mapping=dict(fields))
+        pipe.expire(actor_key(name), int(HEARTBEAT_S * HEARTBEATS_MISSED))
+        pipe.execute()
+
+
+def _hash(event: Event, **fields: str | bytes) -> list[str | bytes]:
+    flat: list[str | bytes] = ["hash", query_key(event.query_id), str(len(fields))]
+    for name, value in fields.items():
+        flat += [name, value]
+    return flat

@@ -1,0 +1,223 @@
+"""Every setting, read once: environment > `.env` > YAML > the defaults below.
+
+The field names are the environment names in lower case. An unknown or malformed setting
+stops the start with one sentence. This is the only module that reads `os.environ`.
+"""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from kitbash_ray.errors import ConfigError
+
+Milliseconds = Annotated[int, Field(ge=1, le=600_000)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Level = Literal["debug", "info", "warning", "error"]
+
+#: An environment variable with one of these prefixes that is no setting is a typing error.
+#: REDIS_ is not among them: container platforms put variables of their own there.
+OWN_PREFIXES = ("KITBASH_", "BITNET_", "KOBOLD_", "CARTRIDGE_", "GRAIN_", "EMBEDDING_")
+
+#: Accepted so that an older `.env` still starts; Ray starts the actors, so they change nothing.
+WITHOUT_EFFECT = ("bitnet_command", "cartridge_type", "cartridge_command", "cartridge_host", "cartridge_port")
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """The settings. `description` is the text of the README's table."""
+
+    model_config = SettingsConfigDict(extra="forbid", env_file=".env", frozen=True)
+
+    redis_url: str | None = Field(None, description="A Redis to use, as `redis://`, `rediss://` or `unix://`; unset: a private one that `kitbash up` starts")
+    redis_host: str | None = Field(None, description="The same as host, with REDIS_PORT, REDIS_DB and REDIS_PASSWORD")
+    redis_port: Port = Field(6379, description="Port of REDIS_HOST")
+    redis_db: int = Field(0, ge=0, description="Database number of REDIS_HOST")
+    redis_password: str | None = Field(None, description="Password of REDIS_HOST")
+
+    cartridges_dir: Path = Field(PROJECT / "cartridges", description="Folder that holds the cartridges")
+    embedding_model: Path | None = Field(None, description="Any embedding GGUF; unset: all-MiniLM-L6-v2, converted once")
+    embedding_threads: PositiveInt = Field(2, description="CPU threads for embeddings")
+
+    grain_timeout: Milliseconds = Field(500, description="Milliseconds layer 0 may take")
+    grain_resource: str = Field("gpu_1060", description="Ray resource of the device that holds the grain router")
+
+    bitnet_type: Literal["local", "remote"] = Field("local", description="Layer 1: `local` loads BITNET_MODEL; `remote` is not available in this version")
+    bitnet_model: Path | None = Field(None, description="A GGUF for layer 1; unset: the layer abstains")
+    bitnet_host: str = Field("localhost", description="Host of a remote layer 1")
+    bitnet_port: Port = Field(8080, description="Port of a remote layer 1")
+    bitnet_auto_spawn: bool = Field(True, description="Whether `kitbash up` starts layer 1's actor")
+    bitnet_timeout: Milliseconds = Field(2000, description="Milliseconds layer 1 may take")
+    bitnet_max_tokens: PositiveInt = Field(64, description="Longest answer of layer 1, in tokens")
+    bitnet_resource: str = Field("device_b", description="Ray resource of the device that runs layer 1")
+    bitnet_command: str | None = Field(None, description="No effect: Ray starts the actor")
+
+    cartridge_auto_spawn: bool = Field(True, description="Whether `kitbash up` starts layer 2's actor")
+    cartridge_timeout: Milliseconds = Field(2000, description="Milliseconds layer 2 may take")
+    cartridge_resource: str = Field("device_b", description="Ray resource of the device that runs layer 2")
+    cartridge_type: Literal["local", "remote"] = Field("local", description="No effect: Ray places the actor")
+    cartridge_command: str | None = Field(None, description="No effect: Ray starts the actor")
+    cartridge_host: str = Field("localhost", description="No effect: Ray finds the actor")
+    cartridge_port: Port = Field(6379, description="No effect: Ray finds the actor")
+
+    kobold_type: Literal["local", "remote"] = Field("local", description="Layer 4: `local` loads KOBOLD_MODEL; `remote` is not available in this version")
+    kobold_model: Path | None = Field(None, description="A GGUF for layer 4; unset: the layer abstains")
+    kobold_host: str = Field("localhost", description="Host of a remote layer 4")
+    kobold_port: Port = Field(5001, description="Port of a remote layer 4")
+    kobold_auto_spawn: bool = Field(True, description="Whether `kitbash up` starts layer 4's actor")
+    kobold_timeout: Milliseconds = Field(60_000, description="Milliseconds layer 4 may take")
+    kobold_max_tokens: PositiveInt = Field(256, description="Longest answer of layer 4, in tokens")
+    kobold_context: PositiveInt = Field(4096, description="Context window of layer 4, in tokens")
+    kobold_gpu_layers: int = Field(0, ge=-1, description="Model layers of layer 4 on the GPU; -1: all")
+    kobold_resource: str = Field("device_c", description="Ray resource of the device that runs layer 4")
+
+    diagnostic_level: Level = Field("info", description="What the feed keeps: `debug` everything, `info` all but token deltas, `warning` what was not answered, `error` failures")
+    log_to_file: bool = Field(False, description="Whether commands write a log file")
+    log_file: Path = Field(Path("kitbash.log"), description="The log file")
+
+    kitbash_config: Path | None = Field(None, description="YAML file with settings; unset: `kitbash.yaml` here, else in the XDG configuration folder")
+    kitbash_host: str = Field("127.0.0.1", description="Address the front door is reached at")
+    kitbash_port: Port = Field(8000, description="Port of the front door")
+    kitbash_dashboard_port: Port = Field(8265, description="Port of the Ray dashboard")
+    kitbash_url: str | None = Field(None, description="Front door that the CLI and the client talk to; unset: the one `kitbash up` started")
+    kitbash_token: str | None = Field(None, min_length=16, description="Front door's token; unset: generated and kept in a file only you can read")
+    kitbash_replicas: PositiveInt = Field(1, description="Front-door replicas")
+    kitbash_max_in_flight: PositiveInt = Field(64, description="Questions a replica works on at once; more get 429")
+    kitbash_policy: Literal["calibrated", "fixed"] = Field("calibrated", description="How layers are accepted: within the error budget, or by fixed thresholds")
+    kitbash_max_error: float = Field(0.05, gt=0, lt=1, description="Error budget: the share of accepted answers that may be wrong")
+    kitbash_query_ttl: PositiveInt = Field(86_400, description="Seconds a query stays on the blackboard")
+    kitbash_feed_maxlen: PositiveInt = Field(100_000, description="Events the feed keeps")
+    kitbash_state_dir: Path | None = Field(None, description="Folder for token, sockets and logs; unset: `$XDG_STATE_HOME/kitbash`")
+    kitbash_cache_dir: Path | None = Field(None, description="Folder for models and indexes; unset: `$XDG_CACHE_HOME/kitbash`")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        dotenv = DotEnvSettingsSource(settings_cls)
+        yaml = YamlConfigSettingsSource(settings_cls, yaml_file=_yaml_file(dotenv))
+        return init_settings, env_settings, dotenv_settings, yaml
+
+    @field_validator("cartridges_dir", "embedding_model", "bitnet_model", "kobold_model", "log_file", "kitbash_state_dir", "kitbash_cache_dir")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        # Actors run in other folders, where a relative path would mean something else.
+        return path and Path(os.path.abspath(path.expanduser()))
+
+    @property
+    def state_dir(self) -> Path:
+        return self.kitbash_state_dir or _xdg("XDG_STATE_HOME", ".local/state")
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.kitbash_cache_dir or _xdg("XDG_CACHE_HOME", ".cache")
+
+    @property
+    def embedded_redis(self) -> bool:
+        """Whether Redis is the private one that Kitbash starts by itself."""
+        return self.redis_url is None and self.redis_host is None
+
+    @property
+    def resolved_redis_url(self) -> str:
+        if self.redis_url:
+            return self.redis_url
+        if self.redis_host:
+            login = f":{quote(self.redis_password, safe='')}@" if self.redis_password else ""
+            return f"redis://{login}{self.redis_host}:{self.redis_port}/{self.redis_db}"
+        return f"unix://{self.state_dir / 'redis.sock'}"
+
+    @property
+    def url(self) -> str:
+        return (self.kitbash_url or f"http://{self.kitbash_host}:{self.kitbash_port}").rstrip("/")
+
+    def without_effect(self) -> list[str]:
+        """Names of given settings that change nothing."""
+        return [name.upper() for name in WITHOUT_EFFECT if name in self.model_fields_set]
+
+
+def load_settings(**given: Any) -> Settings:
+    """Read the settings; `given` (command-line options) goes before everything else.
+
+    Raises ConfigError with one sentence when a setting is unknown or malformed.
+    """
+    _refuse_unknown(os.environ)
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+    except (OSError, ValueError) as error:  # an unreadable or broken .env or YAML file
+        raise ConfigError(f"The settings cannot be read: {' '.join(str(error).split())}") from error
+    except Exception as error:  # yaml.YAMLError, kept out of the imports of every actor
+        raise ConfigError(f"The YAML settings are broken: {' '.join(str(error).split())}") from error
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """This process's environment with `extra`, for a process that it starts."""
+    return {**os.environ, **extra}
+
+
+def no_color() -> bool:
+    """Whether the person asked for output without colour (https://no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
+def _refuse_unknown(environment: Any) -> None:
+    known = {name.upper() for name in Settings.model_fields}
+    for name in environment:
+        if name.upper().startswith(OWN_PREFIXES) and name.upper() not in known | INTERNAL:
+            raise ConfigError(f"Unknown setting {name} in the environment{_hint(name, known)}")
+
+
+#: Set by `kitbash up` for the processes it starts, so that `kitbash down` finds all of them.
+CLUSTER_MARK = "KITBASH_CLUSTER_ID"
+#: Read by benchmarks, not by the program.
+INTERNAL = {CLUSTER_MARK, "KITBASH_BENCH_DATA"}
+
+
+def _hint(name: str, known: set[str]) -> str:
+    near = get_close_matches(name.upper(), known, n=1)
+    return f": did you mean {near[0]}?" if near else "; the README lists every setting."
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]).upper()
+    if first["type"] == "extra_forbidden":
+        known = {field.upper() for field in Settings.model_fields}
+        return f"Unknown setting {name}{_hint(name, known)}"
+    return f"Setting {name} is malformed ({first['input']!r}): {first['msg']}."
+
+
+def _yaml_file(dotenv: DotEnvSettingsSource) -> Path | None:
+    named = os.environ.get("KITBASH_CONFIG") or dotenv.env_vars.get("kitbash_config")
+    if named:
+        if not Path(named).is_file():
+            raise ConfigError(f"KITBASH_CONFIG names {named!r}, which is no file.")
+        return Path(named)
+    for candidate in (Path("kitbash.yaml"), _xdg("XDG_CONFIG_HOME", ".config") / "kitbash.yaml"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _xdg(variable: str, default: str) -> Path:
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / default) / "kitbash"

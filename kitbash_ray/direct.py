@@ -1,0 +1,67 @@
+"""Direct mode: the same cascade with the same layers, in this process. No Ray, no Redis."""
+
+from __future__ import annotations
+
+from kitbash_ray.calibration import load_calibration
+from kitbash_ray.cascade import Cascade
+from kitbash_ray.config import Settings
+from kitbash_ray.knowledge.grain_index import GrainIndex
+from kitbash_ray.knowledge.index import IndexBuilder, open_builder
+from kitbash_ray.knowledge.retrieval import Retrieval
+from kitbash_ray.knowledge.vectors import Progress
+from kitbash_ray.layers.bitnet import open_bitnet
+from kitbash_ray.layers.cartridge import CartridgeLayer
+from kitbash_ray.layers.grain import GrainLayer
+from kitbash_ray.layers.kobold import open_kobold
+from kitbash_ray.policy import policy_named
+from kitbash_ray.types import Answer, Layer, Query
+
+
+def timeouts_s(settings: Settings) -> dict[str, float]:
+    """Seconds that each layer may take."""
+    return {
+        "grain": settings.grain_timeout / 1000,
+        "bitnet": settings.bitnet_timeout / 1000,
+        "cartridge": settings.cartridge_timeout / 1000,
+        "kobold": settings.kobold_timeout / 1000,
+    }
+
+
+def cascade_over(layers: list[Layer], settings: Settings) -> Cascade:
+    """A cascade with the policy, the timeouts and the error budget of the settings."""
+    policy = policy_named(settings.kitbash_policy, load_calibration())
+    return Cascade(layers, policy, timeouts_s=timeouts_s(settings), max_error=settings.kitbash_max_error)
+
+
+class Direct:
+    """All layers in this process. Opening it builds the index if the cartridges are new."""
+
+    def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
+        """Raises CartridgeError without a cartridges folder, ModelError for a bad model file."""
+        self.builder: IndexBuilder = open_builder(settings)
+        version = self.builder.version()
+        index = GrainIndex(self.builder.grains(version, progress))
+        table = Retrieval(self.builder.table(version))
+        calibration = load_calibration()
+        embedder = self.builder.embedder
+        self.cascade = cascade_over(
+            [
+                GrainLayer(index, embedder, calibration),
+                open_bitnet(settings),
+                CartridgeLayer(table, index, calibration, embedder=embedder),
+                open_kobold(settings),
+            ],
+            settings,
+        )
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A sentence for each cartridge that could not be read."""
+        return self.builder.problems
+
+    async def ask(self, query: Query) -> Answer:
+        answer: Answer | None = None
+        async for event in self.cascade.run(query):
+            answer = event.answer or answer
+        assert answer is not None  # the last event of a cascade carries it
+        return answer

@@ -1,0 +1,199 @@
+"""llama.cpp in this process: opening any GGUF, and generating text with one.
+
+A generation runs in a thread of its own and hands tokens to the event loop one by one.
+Closing the iterator sets a flag that llama.cpp reads between tokens and between the
+batches of a long prompt, so the model is free again within a few milliseconds.
+Not here: sampling (answers are greedy, so they can be repeated) and several contexts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import ctypes
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kitbash_ray.engines.base import Piece
+from kitbash_ray.errors import LayerError, ModelError
+
+GGUF_MAGIC = b"GGUF"
+THREAD_END = None
+
+
+def load_gguf(model: Path, **parameters: Any) -> Any:
+    """A `llama_cpp.Llama` over the file `model`.
+
+    Raises ModelError with one sentence when the file is missing, empty, truncated,
+    no GGUF, or of an architecture that this llama.cpp does not know.
+    """
+    import llama_cpp
+
+    if not model.is_file():
+        raise ModelError(f"There is no model file {str(model)!r}; check the path in the settings.")
+    with model.open("rb") as file:
+        if file.read(4) != GGUF_MAGIC:
+            raise ModelError(f"{str(model)!r} is no GGUF file (its first four bytes are not 'GGUF').")
+    complaints = _capture_log(llama_cpp)
+    complaints.clear()
+    try:
+        return llama_cpp.Llama(model_path=str(model), verbose=False, **parameters)
+    except Exception as error:  # llama-cpp-python raises ValueError, AssertionError, RuntimeError and more
+        why = " ".join(complaints[0].split()) if complaints else str(error) or type(error).__name__
+        raise ModelError(f"llama.cpp cannot load {str(model)!r}: {why}") from error
+
+
+class LlamaCpp:
+    """One GGUF with one context. A second generation waits until the first has ended."""
+
+    def __init__(
+        self, model: Path, *, context_tokens: int, threads: int | None = None, gpu_layers: int = 0
+    ) -> None:
+        """Load `model`. Raises ModelError when that does not work."""
+        self._llama = load_gguf(
+            model, n_ctx=context_tokens, n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers
+        )
+        self.name = model.stem
+        self.context_tokens = int(self._llama.n_ctx())
+        self._free = asyncio.Lock()
+        self._render = self._chat_template()
+
+    def count_tokens(self, text: str) -> int:
+        return len(self._llama.tokenize(text.encode(), special=True))
+
+    def render(self, system: str, user: str) -> str:
+        """The prompt of one exchange in the model's own chat template, plain text if it has none."""
+        return self._render(system, user)
+
+    async def generate(
+        self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()
+    ) -> AsyncGenerator[Piece, None]:
+        """Greedy continuation of `prompt`, piece by piece.
+
+        Raises LayerError when prompt and answer do not fit the window.
+        """
+        tokens = self._llama.tokenize(prompt.encode(), special=True)
+        if len(tokens) + max_tokens > self.context_tokens:
+            raise LayerError(
+                f"The prompt takes {len(tokens)} tokens and the answer up to {max_tokens}, "
+                f"but {self.name} has a window of {self.context_tokens}; give it a larger one."
+            )
+        async with self._free:
+            cancelled = threading.Event()
+            async with aclosing(_in_thread(self._pieces(tokens, max_tokens, cancelled), cancelled)) as pieces:
+                shown = ""
+                async for piece in pieces:
+                    shown += piece.text
+                    cut = min((at for at in map(shown.find, stop) if at >= 0), default=-1)
+                    if cut >= 0:
+                        kept = len(piece.text) - (len(shown) - cut)
+                        yield Piece(piece.text[: max(0, kept)], piece.logprobs)
+                        return
+                    yield piece
+
+    def _pieces(self, tokens: list[int], max_tokens: int, cancelled: threading.Event) -> Iterator[Piece]:
+        """The blocking generation; runs in the engine's thread."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._abort_when(cancelled)
+        self._llama.reset()
+        made: list[int] = []
+        try:
+            for token in self._llama.generate(tokens, temp=0.0, repeat_penalty=1.0):
+                if token == self._llama.token_eos() or len(made) >= max_tokens or cancelled.is_set():
+                    return
+                text = self._llama.detokenize([token], prev_tokens=tokens + made)
+                made.append(token)
+                yield Piece(decoder.decode(text), (self._logprob(token),))
+        except RuntimeError as error:
+            if not cancelled.is_set():  # an aborted decode is reported as an error
+                raise LayerError(f"llama.cpp stopped: {error}") from error
+
+    def _logprob(self, token: int) -> float:
+        """Natural log of the probability that `token` had when it was chosen."""
+        import llama_cpp
+
+        pointer = llama_cpp.llama_get_logits_ith(self._llama.ctx, -1)
+        logits = np.ctypeslib.as_array(pointer, (self._llama.n_vocab(),)).astype(np.float64)
+        top = logits.max()
+        return float(logits[token] - top - np.log(np.exp(logits - top).sum()))
+
+    def _abort_when(self, cancelled: threading.Event) -> None:
+        import llama_cpp
+
+        self._abort = llama_cpp.ggml_abort_callback(lambda _: cancelled.is_set())
+        llama_cpp.llama_set_abort_callback(self._llama.ctx, self._abort, ctypes.c_void_p(0))
+
+    def _chat_template(self) -> Callable[[str, str], str]:
+        template = self._llama.metadata.get("tokenizer.chat_template")
+        if not template:
+            return lambda system, user: f"{system}\n\n{user}\n"
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        formatter = Jinja2ChatFormatter(
+            template=template,
+            eos_token=self._text_of(self._llama.token_eos()),
+            bos_token="",  # tokenize adds it
+        )
+
+        def render(system: str, user: str) -> str:
+            messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+            return str(formatter(messages=messages).prompt)  # type: ignore[arg-type]
+
+        return render
+
+    def _text_of(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return str(self._llama.detokenize([token], special=True).decode(errors="replace"))
+
+
+async def _in_thread(source: Iterator[Piece], cancelled: threading.Event) -> AsyncGenerator[Piece, None]:
+    """Run a blocking iterator in a thread; closing this one cancels it and waits for its end."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+
+    def run() -> None:
+        try:
+            for item in source:
+                loop.call_soon_threadsafe(queue.put_nowait, item)
+        except Exception as error:  # handed to the consumer, which raises it
+            loop.call_soon_threadsafe(queue.put_nowait, error)
+        finally:
+            loop.call_soon_threadsafe(queue.put_nowait, THREAD_END)
+
+    running = loop.run_in_executor(None, run)
+    try:
+        while (item := await queue.get()) is not THREAD_END:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        cancelled.set()
+        # Shielded: whoever closes us must not take the context while the thread still uses it.
+        await asyncio.shield(running)
+
+
+@cache
+def _capture_log(llama_cpp: Any) -> list[str]:
+    """Keep llama.cpp's errors in a list instead of letting it write on the terminal."""
+    complaints: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def keep(level: int, text: bytes, _: object) -> None:
+        if level >= ERROR_LEVEL and len(complaints) < 20:
+            complaints.append(text.decode(errors="replace"))
+
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+    _KEEP_ALIVE.append(keep)
+    return complaints
+
+
+#: ggml's number for errors, and the callbacks that C code still points to.
+ERROR_LEVEL = 4
+_KEEP_ALIVE: list[object] = []

@@ -1,0 +1,52 @@
+"""Reading the diagnostic feed: every event of all queries, as it happens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from kitbash_ray.blackboard import FEED
+from kitbash_ray.errors import StoreError
+from kitbash_ray.types import Event, decode
+
+#: Milliseconds that one read waits; between two reads the caller can notice that its client is gone.
+BLOCK_MS = 1000
+READ_EVENTS = 200
+
+
+class Feed:
+    """The feed in Redis. Use a client of its own: a waiting read holds a connection."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def follow(self, after: str = "$") -> AsyncGenerator[tuple[str, Event] | None, None]:
+        """Events after the id `after` (`$`: from now on, `0`: from the oldest) with their ids.
+
+        Yields None about once a second while nothing happens. Raises StoreError.
+        """
+        last = await self._newest() if after == "$" else after
+        while True:
+            try:
+                found = await self._redis.xread({FEED: last}, count=READ_EVENTS, block=BLOCK_MS)
+            except RedisTimeoutError:
+                found = []
+            except (RedisError, OSError) as error:
+                raise StoreError(f"Redis does not answer: {error}") from error
+            if not found:
+                yield None
+            for _, entries in found or ():
+                for entry_id, fields in entries:
+                    last = entry_id.decode()
+                    yield last, decode(Event, fields[b"event"])
+
+    async def _newest(self) -> str:
+        """The id of the newest event. Reading after `$` anew would miss what came between two reads."""
+        try:
+            entries = await self._redis.xrevrange(FEED, count=1)
+        except (RedisError, OSError) as error:
+            raise StoreError(f"Redis does not answer: {error}") from error
+        return entries[0][0].decode() if entries else "0"

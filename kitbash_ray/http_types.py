@@ -1,0 +1,62 @@
+"""What the front door takes in: requests as strict models, turned into the cascade's values."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from kitbash_ray.types import MAX_QUERY_CHARS, Faction, Query, Turn, new_query_id
+
+MAX_TURNS = 100
+
+
+class TurnIn(BaseModel):
+    """One earlier message."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Annotated[str, StringConstraints(pattern="^(user|assistant)$")]
+    text: Annotated[str, StringConstraints(max_length=MAX_QUERY_CHARS)]
+
+
+class QueryIn(BaseModel):
+    """A question and, optionally, its context and limits."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"query": "What is ATP?"}]},
+    )
+
+    query: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"^[^\x00]*$")
+    ] = Field(description="The question.")
+    history: list[TurnIn] = Field([], max_length=MAX_TURNS, description="What was said before, oldest first.")
+    factions: list[Faction] = Field(["general"], min_length=1, max_length=3, description="Which knowledge may answer.")
+    cartridges: list[Annotated[str, StringConstraints(max_length=64)]] = Field(
+        [], max_length=64, description="Only these cartridges; empty means all of the factions."
+    )
+    max_error: float | None = Field(None, gt=0, lt=1, description="Share of accepted answers that may be wrong.")
+    timeout_s: float | None = Field(None, gt=0, le=600, description="Seconds the answer may take.")
+
+    def to_query(self) -> Query:
+        return Query(
+            text=self.query,
+            id=new_query_id(),
+            history=tuple(Turn(turn.role, turn.text) for turn in self.history),  # type: ignore[arg-type]
+            factions=tuple(self.factions),
+            cartridges=tuple(self.cartridges),
+            max_error=self.max_error,
+            deadline_s=self.timeout_s,
+        )
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+
+
+class ErrorOut(BaseModel):
+    """Every refusal has this shape, with one sentence that says what is wrong."""
+
+    error: ErrorDetail

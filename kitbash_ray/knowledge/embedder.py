@@ -1,0 +1,87 @@
+"""Text to unit vectors, by an embedding GGUF under llama.cpp.
+
+One `Embedder` holds one context, which is not thread-safe: a lock makes callers wait.
+Not here: caching (library.py keeps the vectors of facts) and pooling models over devices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from kitbash_ray.engines.llama_cpp import load_gguf
+from kitbash_ray.errors import ModelError
+from kitbash_ray.knowledge.minilm import ensure_minilm
+
+if TYPE_CHECKING:
+    from kitbash_ray.config import Settings
+
+Vectors = npt.NDArray[np.float32]
+
+#: Characters of a text that are looked at; MiniLM reads 256 word pieces at the most.
+MAX_CHARS = 2000
+MAX_TOKENS = 256
+
+
+class Embeds(Protocol):
+    """What the index and the retrieval need of an embedder."""
+
+    model_id: str
+    dimensions: int
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors, shape (len(texts), dimensions), float32."""
+        ...
+
+
+class Embedder:
+    """An embedding model in this process."""
+
+    def __init__(self, model: Path, *, threads: int = 2) -> None:
+        """Load `model`. Raises ModelError when it is no embedding GGUF."""
+        self._llama: Any = load_gguf(
+            model,
+            embedding=True,
+            n_ctx=MAX_TOKENS,
+            n_batch=MAX_TOKENS,
+            n_ubatch=MAX_TOKENS,
+            n_threads=threads,
+            n_threads_batch=threads,
+        )
+        self._lock = threading.Lock()
+        self.model_id = _model_id(model)
+        self.dimensions = int(self._llama.n_embd())
+        if not np.isfinite(self.embed(["probe"])).all():
+            raise ModelError(f"{model} gives no usable embeddings; set EMBEDDING_MODEL to an embedding GGUF.")
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors of `texts`, shape (len(texts), dimensions), float32."""
+        if not texts:
+            return np.zeros((0, self.dimensions), np.float32)
+        # One by one: a batch shares one attention window, which costs more than it saves on a CPU.
+        return np.asarray([self._embed_one(text[:MAX_CHARS].strip() or ".") for text in texts], np.float32)
+
+    def _embed_one(self, text: str) -> list[float]:
+        with self._lock:
+            return cast(list[float], self._llama.embed(text, normalize=True, truncate=True))
+
+
+def open_embedder(settings: Settings) -> Embedder:
+    """The embedder of the settings; converts MiniLM first where none is configured."""
+    model = settings.embedding_model or ensure_minilm(settings.cache_dir)
+    return Embedder(model, threads=settings.embedding_threads)
+
+
+def _model_id(model: Path) -> str:
+    """A name for the model's vectors: its name, size and the hash of its ends."""
+    with model.open("rb") as file:
+        head = file.read(1 << 20)
+        file.seek(max(0, model.stat().st_size - (1 << 16)))
+        digest = hashlib.blake2b(head + file.read(), digest_size=6).hexdigest()
+    return f"{model.stem}-{digest}"

@@ -1,0 +1,148 @@
+"""How well a text answers a question: the numbers that a confidence is made of.
+
+Pure: words and cosines in, features out. calibration.py turns them into a probability.
+The features are the checks that stop near-misses: cosine alone gives "half-life of
+carbon-11" and "half-life of carbon-14" the same answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kitbash_ray.knowledge.text import Words, opposites, question_kind, read
+
+#: Of a stem: 0 for one that every fact has, near 1 for one that none has.
+Rarity = Callable[[str], float]
+
+#: What one fully rare shared word adds to the cosine when candidates are put in order.
+LEXICAL_WEIGHT = 0.02
+_DATE = re.compile(r"\b(1\d{3}|20\d{2}|centur(y|ies)|BCE?|AD|CE|ago|version|since)\b|\b\d+(st|nd|rd|th)\b")
+_CAUSE = re.compile(
+    r"\b(because|since|so that|so|due to|as a result|thereby|therefore|thus|caus\w+|prevent\w*|allow\w*|"
+    r"lets?|result\w*|ow(es|ing) to|to|by|mak(es|ing)|keeps?|reduc\w+|rather than|otherwise)\b"
+)
+
+FEATURES = (
+    "cosine",  # of the question and the nearest way of asking or saying it
+    "lead",  # cosine over the best other fact's
+    "hybrid_lead",  # the same with shared rare words counted in
+    "coverage",  # share of the question's content words, by rarity, that the fact has
+    "uncovered",  # rarity of the rarest content word that the fact lacks
+    "numbers_differ",  # the question names a number that the fact lacks
+    "negation_differs",  # one is negated, the other not
+    "names_differ",  # share of the question's names that the fact lacks
+    "wrong_kind",  # how many, when, who or why, and the fact has no number, date, name or cause
+    "subject",  # the question names what the fact begins with
+    "fact_coverage",  # share of the fact's content words that the question has
+    "length",  # content words in the question, of twelve
+    "one_word_off",  # coverage times uncovered: all the same words but one, as near-misses have
+    "opposite",  # the question says the opposite of a word of the fact
+    "contradicted",  # numbers, negation, kind or opposite are against it, on a well covered question
+    "lexical",  # shared words, by rarity, of three
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A text that may answer: the statement, every way to ask for it, and the nearest of all these."""
+
+    text: str
+    asks: tuple[str, ...]
+    nearest: str
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    words: Words
+    shared: float
+    order: float
+
+
+def hybrid_scores(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> list[float]:
+    """Cosine plus shared rare words: the order in which candidates are considered."""
+    return [match.order for match in _matches(read(question), candidates, rarity)]
+
+
+def measure(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> list[tuple[float, ...]]:
+    """The FEATURES of each candidate, seen beside the others."""
+    asked = read(question)
+    kind = question_kind(question)
+    matches = _matches(asked, candidates, rarity)
+    return [
+        _features(at, asked, kind, candidates, matches, rarity) for at in range(len(candidates))
+    ]
+
+
+def _matches(asked: Words, candidates: Sequence[Candidate], rarity: Rarity) -> list[_Match]:
+    found = []
+    for candidate in candidates:
+        words = _all_words(candidate)
+        shared = sum(rarity(stem) for stem in set(asked.content) & set(words.content))
+        found.append(_Match(words, shared, candidate.cosine + LEXICAL_WEIGHT * shared))
+    return found
+
+
+def _features(
+    at: int,
+    asked: Words,
+    kind: str,
+    candidates: Sequence[Candidate],
+    matches: Sequence[_Match],
+    rarity: Rarity,
+) -> tuple[float, ...]:
+    candidate, match = candidates[at], matches[at]
+    has = set(match.words.content)
+    weights = {stem: rarity(stem) for stem in asked.content}
+    total = sum(weights.values()) or 1.0
+    nearest = read(candidate.nearest)
+    near_weights = {stem: rarity(stem) for stem in nearest.content}
+    others = [other for other in range(len(candidates)) if other != at]
+    coverage = sum(weight for stem, weight in weights.items() if stem in has) / total
+    uncovered = max((weight for stem, weight in weights.items() if stem not in has), default=0.0)
+    wrong_kind = float(_wrong_kind(kind, candidate.text))
+    numbers_differ = float(not asked.numbers <= match.words.numbers)
+    negation_differs = float(asked.negated != (read(candidate.text).negated or nearest.negated))
+    opposite = float(any(opposites(stem) & has for stem in weights if stem not in has))
+    lacking_names = asked.names - has - match.words.names
+    return (
+        candidate.cosine,
+        candidate.cosine - max((candidates[other].cosine for other in others), default=0.0),
+        match.order - max((matches[other].order for other in others), default=0.0),
+        coverage,
+        uncovered,
+        numbers_differ,
+        negation_differs,
+        len(lacking_names) / len(asked.names) if asked.names else 0.0,
+        wrong_kind,
+        float(bool(set(read(candidate.text).content[:2]) & set(asked.content))),
+        sum(weight for stem, weight in near_weights.items() if stem in weights) / (sum(near_weights.values()) or 1.0),
+        min(len(asked.content), 12) / 12,
+        coverage * uncovered,
+        opposite,
+        coverage * max(numbers_differ, negation_differs, wrong_kind, opposite),
+        min(match.shared, 3.0) / 3,
+    )
+
+
+def _all_words(candidate: Candidate) -> Words:
+    parts = [read(candidate.text), *map(read, candidate.asks)]
+    return Words(
+        tuple(stem for part in parts for stem in part.content),
+        frozenset().union(*(part.numbers for part in parts)),
+        parts[0].negated,
+        frozenset().union(*(part.names for part in parts)),
+    )
+
+
+def _wrong_kind(kind: str, text: str) -> bool:
+    words = read(text)
+    if kind == "count":
+        return not words.numbers
+    if kind == "when":
+        return not _DATE.search(text)
+    if kind == "why":
+        return not _CAUSE.search(text)
+    return kind == "who" and not words.names

@@ -1,0 +1,237 @@
+"""Layer 0's index: every way to ask, as immutable arrays that processes can share.
+
+Exact: sorted 64-bit hashes of the normalized askings. Semantic: one sign bit per dimension
+picks the nearest rows by Hamming distance, their float16 vectors give the true cosine.
+The arrays are built once and only read, so Ray's object store can map them into every
+process without a copy. Not here: judging a match (evidence.py), embedding (embedder.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kitbash_ray.knowledge.cartridge import Fact
+from kitbash_ray.knowledge.evidence import Candidate
+from kitbash_ray.knowledge.text import normalize, read
+from kitbash_ray.knowledge.vectors import Progress, VectorStore
+from kitbash_ray.types import Faction, Source
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+FACTIONS: tuple[Faction, ...] = ("general", "fiction", "experiment")
+#: A longer text without a way to ask for it is a passage: layer 2 answers from it, no grain.
+GRAIN_CHARS = 300
+#: Rows that the Hamming distance hands on to the exact cosine. At 150,000 random rows a true
+#: match with a cosine of 0.6 lies ten standard deviations before the 256th stranger.
+SHORTLIST = 256
+FAR_AWAY = np.uint16(0xFFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """A fact as layer 0 answers with it."""
+
+    source: Source
+    asks: tuple[str, ...]
+
+    def candidate(self, nearest: str, cosine: float) -> Candidate:
+        return Candidate(self.source.text, self.asks, nearest, cosine)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which part of the knowledge a query may be answered from."""
+
+    factions: tuple[Faction, ...] = ("general",)
+    cartridges: tuple[str, ...] = ()
+
+
+class GrainIndex:
+    """Lookups over the arrays that `build_arrays` made. Safe to use from several threads."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays
+        self._names: list[str] = json.loads(bytes(arrays["cartridges"]))
+        self._masks = lru_cache(maxsize=64)(self._row_mask)
+        self._terms: dict[int, int] = dict(
+            zip(arrays["term_keys"].tolist(), arrays["term_counts"].tolist(), strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self._arrays["offsets"]) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def exact(self, question: str, scope: Scope) -> Grain | None:
+        """The grain that has `question`, normalized, among its askings."""
+        key = _key(normalize(question))
+        keys = self._arrays["keys"]
+        at = int(keys.searchsorted(key))
+        while at < len(keys) and keys[at] == key:
+            number = int(self._arrays["key_grains"][at])
+            if self._in_scope(number, scope):
+                grain = self._grain(number)
+                # The hash has 64 bits; this makes an answer independent of luck.
+                if normalize(question) in map(normalize, (*grain.asks, grain.source.text)):
+                    return grain
+            at += 1
+        return None
+
+    def nearest(
+        self, vector: npt.NDArray[np.float32], scope: Scope, limit: int = 8
+    ) -> list[tuple[Grain, str, float]]:
+        """Up to `limit` different grains with their nearest text and its cosine, best first."""
+        rows = self._shortlist(vector, scope)
+        if not len(rows):
+            return []
+        cosines = self._arrays["vectors"][rows].astype(np.float32) @ vector
+        found: dict[int, tuple[Grain, str, float]] = {}
+        for at in np.argsort(-cosines, kind="stable"):
+            number = int(self._arrays["row_grains"][rows[at]])
+            if number not in found:
+                grain = self._grain(number)
+                texts = (grain.source.text, *grain.asks)
+                nearest = texts[int(self._arrays["row_texts"][rows[at]])]
+                found[number] = (grain, nearest, float(cosines[at]))
+                if len(found) == limit:
+                    break
+        return list(found.values())
+
+    def rarity(self, stem: str) -> float:
+        """How rare a stem is among the facts: near 0 in all of them, 1 and above in none."""
+        count = self._terms.get(_key(stem), 0)
+        total = len(self) + 1
+        return max(0.05, math.log(total / (count + 0.5)) / math.log(total + 1))
+
+    def _shortlist(self, vector: npt.NDArray[np.float32], scope: Scope) -> npt.NDArray[np.intp]:
+        code = _codes(vector[None, :] - self._arrays["center"])[:, 0]
+        codes = self._arrays["codes"]
+        distance = np.zeros(codes.shape[1], np.uint16)
+        for word in range(len(code)):
+            distance += np.bitwise_count(codes[word] ^ code[word])
+        mask = self._masks(scope, date.today().toordinal())
+        distance[~mask] = FAR_AWAY
+        if len(distance) > SHORTLIST:
+            limit = np.partition(distance, SHORTLIST)[SHORTLIST]
+            return np.flatnonzero((distance <= limit) & mask)
+        return np.flatnonzero(mask)
+
+    def _row_mask(self, scope: Scope, today: int) -> npt.NDArray[np.bool_]:
+        allowed = np.array([self._in_scope(number, scope, today) for number in range(len(self))], np.bool_)
+        rows: npt.NDArray[np.bool_] = allowed[self._arrays["row_grains"]]
+        return rows
+
+    def _in_scope(self, number: int, scope: Scope, today: int | None = None) -> bool:
+        place, faction, begins, ends = self._arrays["grains"][number]
+        if FACTIONS[faction] not in scope.factions:
+            return False
+        if scope.cartridges and self._names[place] not in scope.cartridges:
+            return False
+        if begins or ends:
+            now = today or date.today().toordinal()
+            return bool(begins <= now and (not ends or now <= ends))
+        return True
+
+    def _grain(self, number: int) -> Grain:
+        start, end = self._arrays["offsets"][number : number + 2]
+        fields = json.loads(self._arrays["blob"][start:end].tobytes())
+        asks = tuple(fields.pop("asks"))
+        return Grain(Source(score=1.0, **fields), asks)
+
+
+def is_grain(fact: Fact) -> bool:
+    """Whether a fact is definite enough to answer by itself."""
+    return bool(fact.asks) or len(fact.text) <= GRAIN_CHARS
+
+
+def build_arrays(
+    facts: Sequence[Fact], store: VectorStore, progress: Progress | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an index over the grains among `facts`."""
+    facts = [fact for fact in facts if is_grain(fact)]
+    rows = [(number, place, text) for number, fact in enumerate(facts) for place, text in enumerate(_texts(fact))]
+    vectors = store.vectors([text for _, _, text in rows], progress)
+    center = vectors.mean(axis=0) if len(vectors) else np.zeros(store.embedder.dimensions, np.float32)
+    keys = sorted((_key(normalize(text)), number) for number, _, text in rows)
+    names = sorted({fact.cartridge for fact in facts})
+    blobs = [_blob(fact) for fact in facts]
+    terms = _term_counts(facts)
+    return {
+        "keys": np.array([key for key, _ in keys], np.uint64),
+        "key_grains": np.array([number for _, number in keys], np.int32),
+        "center": center.astype(np.float32),
+        "codes": _codes(vectors - center),
+        "vectors": vectors.astype(np.float16),
+        "row_grains": np.array([number for number, _, _ in rows], np.int32),
+        "row_texts": np.array([place for _, place, _ in rows], np.int16),
+        "grains": np.array([_place(fact, names) for fact in facts], np.int32).reshape(-1, 4),
+        "offsets": np.cumsum([0, *map(len, blobs)], dtype=np.int64),
+        "blob": np.frombuffer(b"".join(blobs), np.uint8),
+        "cartridges": np.frombuffer(json.dumps(names).encode(), np.uint8),
+        "term_keys": np.array([_key(stem) for stem in terms], np.uint64),
+        "term_counts": np.array(list(terms.values()), np.int32),
+    }
+
+
+def save_arrays(arrays: Arrays, path: Path) -> None:
+    """Write the arrays so that a reader sees all of them or none."""
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **dict(arrays))
+    partial.replace(path)
+
+
+def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _texts(fact: Fact) -> Iterator[str]:
+    yield fact.text
+    yield from fact.asks
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _codes(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
+    """Sign bits, shape (words of 64 bits, rows)."""
+    bits = np.packbits(vectors > 0, axis=1)
+    bits = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8)))
+    return np.ascontiguousarray(bits.view(np.uint64).T)
+
+
+def _place(fact: Fact, names: list[str]) -> tuple[int, int, int, int]:
+    begins = fact.valid_from.toordinal() if fact.valid_from else 0
+    ends = fact.valid_until.toordinal() if fact.valid_until else 0
+    return names.index(fact.cartridge), FACTIONS.index(fact.faction), begins, ends
+
+
+def _blob(fact: Fact) -> bytes:
+    fields = {
+        "cartridge": fact.cartridge, "fact_id": fact.id, "text": fact.text, "asks": fact.asks,
+        "reference": fact.source, "section": fact.section,
+    }  # fmt: skip
+    return json.dumps(fields, ensure_ascii=False).encode()
+
+
+def _term_counts(facts: Sequence[Fact]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for fact in facts:
+        counts.update({stem for text in _texts(fact) for stem in read(text).content})
+    return counts

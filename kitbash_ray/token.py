@@ -1,0 +1,43 @@
+"""The front door's token: made once, kept in a file that only its owner can read."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from kitbash_ray.config import Settings
+from kitbash_ray.errors import Unauthorized
+
+
+def token_file(settings: Settings) -> Path:
+    return settings.state_dir / "token"
+
+
+def ensure_token(settings: Settings) -> str:
+    """The token of KITBASH_TOKEN, else the one in the file, else a new one that is put there."""
+    if settings.kitbash_token:
+        return settings.kitbash_token
+    path = token_file(settings)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        # O_EXCL: of two processes that start at once, one makes the token and both read it.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(24))
+    except FileExistsError:
+        pass  # it was made before, or just now by another process
+    return find_token(settings)
+
+
+def find_token(settings: Settings) -> str:
+    """The token that exists. Raises Unauthorized when there is none yet."""
+    if settings.kitbash_token:
+        return settings.kitbash_token
+    path = token_file(settings)
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise Unauthorized(f"There is no token at {path}: start with `kitbash up`, or set KITBASH_TOKEN.") from error
+    if not token:
+        raise Unauthorized(f"{path} is empty: remove it and start again with `kitbash up`.")
+    return token

@@ -1,0 +1,269 @@
+"""The front door: HTTP routes over one Orchestrator per replica, as a Ray Serve application.
+
+    serve run serve_app:app        in a cluster of its own
+    kitbash up                     the same with Redis, resources and HAProxy around it
+
+Every route but the health checks and the API's description wants the token as
+`Authorization: Bearer ...`. A refusal is JSON with one sentence, never a stack trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from ray import serve
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from actors.frontdoor import open_orchestrator
+from actors.orchestrator import Orchestrator
+from kitbash_ray import __version__
+from kitbash_ray.config import Settings, load_settings
+from kitbash_ray.errors import StoreError
+from kitbash_ray.http_types import ErrorOut, QueryIn
+from kitbash_ray.token import ensure_token
+from kitbash_ray.types import LAYER_NUMBERS, Answer, Event, encode
+
+APP_NAME = "kitbash"
+#: The largest body that is read, in bytes; a question with a long history is far below.
+MAX_BODY = 1 << 20
+#: Paths that need no token: they tell nothing about questions or knowledge.
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup", "/docs", "/openapi.json"})
+JSON = "application/json"
+REFUSALS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorOut} for code in (400, 401, 413, 429)}
+
+
+class PlainRoute(APIRoute):
+    """A route whose endpoint takes the request and reads the body itself.
+
+    FastAPI's reading of parameters costs more than a layer-0 lookup; the description of the
+    API is still made from the declared models.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        async def handle(request: Request) -> Response:
+            return await self.endpoint(request)  # type: ignore[no-any-return]
+
+        return handle
+
+
+class Gate:
+    """Lets in who knows the token, bodies of a sane size, and no more questions than can be worked on."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        given = length = b""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                given = value
+            elif name == b"content-length":
+                length = value
+        if not hmac.compare_digest(given, self._expected):
+            refused = refusal(401, "A token is needed: send `Authorization: Bearer <token>`; `kitbash status` tells where it is.")
+            refused.headers["WWW-Authenticate"] = "Bearer"
+            await refused(scope, receive, send)
+        elif length.isdigit() and int(length) > MAX_BODY:
+            await refusal(413, f"The body is larger than {MAX_BODY >> 20} MiB.")(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def refusal(status: int, message: str, kind: str = "invalid_request") -> Response:
+    """An error reply in the shape that OpenAI clients know."""
+    return JSONResponse({"error": {"message": message, "type": kind}}, status_code=status)
+
+
+async def read_query(request: Request) -> QueryIn:
+    """The question in the body. Raises HTTPException or ValidationError."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise HTTPException(413, f"The body is larger than {MAX_BODY >> 20} MiB.")
+    if not body:
+        raise HTTPException(400, 'The body is empty; send {"query": "..."}.')
+    return QueryIn.model_validate_json(bytes(body))
+
+
+def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> ASGIApp:
+    """The routes over `orchestrator` as an ASGI application."""
+    http = FastAPI(title="Kitbash", version=__version__, redoc_url=None, description=__doc__)
+    router = http.router
+    router.route_class = PlainRoute
+    body = {"requestBody": {"required": True, "content": {JSON: {"schema": QueryIn.model_json_schema()}}}}
+
+    def busy() -> Response | None:
+        if orchestrator.in_flight < settings.kitbash_max_in_flight:
+            return None
+        refused = refusal(429, "Too many questions at once; try again in a second.", "overloaded")
+        refused.headers["Retry-After"] = "1"
+        return refused
+
+    @router.post("/v1/query", response_model=Answer, responses=REFUSALS, openapi_extra=body, summary="Ask, and get the answer")
+    async def query(request: Request) -> Response:
+        asked = await read_query(request)
+        answer = await orchestrator.ask(asked.to_query()) if not (refused := busy()) else None
+        return Response(encode(answer, whole=True), media_type=JSON) if answer else refused or Response()
+
+    @router.post("/v1/query/stream", responses=REFUSALS, openapi_extra=body, summary="Ask, and see the events as they happen (SSE)")
+    async def stream(request: Request) -> Response:
+        asked = await read_query(request)
+        return busy() or sse(event_lines(orchestrator, asked))
+
+    @router.get("/v1/queries/{query_id}", summary="The state of a query on the blackboard")
+    async def state(request: Request) -> Response:
+        await orchestrator.recorder.flush()
+        found = await orchestrator.blackboard.query(request.path_params["query_id"])
+        return Response(encode(found, whole=True), media_type=JSON) if found else unknown(request)
+
+    @router.get("/v1/queries/{query_id}/events", summary="The events of a query, in order")
+    async def events(request: Request) -> Response:
+        await orchestrator.recorder.flush()
+        found = await orchestrator.blackboard.events(request.path_params["query_id"])
+        return Response(b"[" + b",".join(map(encode, found)) + b"]", media_type=JSON) if found else unknown(request)
+
+    @router.get("/v1/feed", summary="Every event of all queries as it happens (SSE)")
+    async def feed(request: Request) -> Response:
+        after = request.headers.get("last-event-id") or request.query_params.get("after") or "$"
+        if after != "$" and not after.replace("-", "").isdigit():
+            return refusal(400, "`after` is the id of an event of the feed, `0` or `$`.")
+        return sse(feed_lines(orchestrator, after))
+
+    @router.get("/v1/layers", summary="The layers: where they run and how they are")
+    async def layers(request: Request) -> Response:
+        return JSONResponse(layer_list(orchestrator, await orchestrator.blackboard.actors()))
+
+    add_health(http, orchestrator)
+    add_errors(http)
+    return Gate(http, token)
+
+
+def add_health(http: FastAPI, orchestrator: Orchestrator) -> None:
+    @http.router.get("/health/live", summary="The process lives")
+    async def live(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @http.router.get("/health/startup", summary="The layers are connected")
+    async def startup(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})  # a replica serves only after it has connected them
+
+    @http.router.get("/health/ready", summary="Questions are answered and recorded")
+    async def ready(request: Request) -> Response:
+        try:
+            await orchestrator.blackboard.ping()
+        except StoreError as error:  # answers go on without Redis; whoever balances load should know
+            return JSONResponse({"status": "degraded", "reason": str(error)})
+        return JSONResponse({"status": "ok"})
+
+
+def add_errors(http: FastAPI) -> None:
+    """Whatever goes wrong becomes one sentence."""
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ValidationError | RequestValidationError)
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return refusal(400, f"{where}: {first['msg']}." if where else f"{first['msg']}.")
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        text = {404: f"There is nothing at {request.url.path}; /docs lists the routes.", 405: "This route does not know that method."}
+        return refusal(error.status_code, text.get(error.status_code, str(error.detail)))
+
+    async def no_store(request: Request, error: Exception) -> Response:
+        response = refusal(503, f"{error} Try again when it is back.", "unavailable")
+        response.headers["Retry-After"] = "2"
+        return response
+
+    http.add_exception_handler(ValidationError, invalid)
+    http.add_exception_handler(RequestValidationError, invalid)
+    http.add_exception_handler(HTTPException, refused)
+    http.add_exception_handler(StoreError, no_store)
+
+
+def unknown(request: Request) -> Response:
+    return refusal(404, f"There is no query {request.path_params['query_id'][:80]!r} (any more).", "not_found")
+
+
+def sse(lines: AsyncIterator[bytes]) -> Response:
+    return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+
+async def event_lines(orchestrator: Orchestrator, asked: QueryIn) -> AsyncIterator[bytes]:
+    async with aclosing(orchestrator.events(asked.to_query())) as events:
+        async for event in events:
+            yield _sse_event(event, str(event.seq))
+
+
+async def feed_lines(orchestrator: Orchestrator, after: str) -> AsyncIterator[bytes]:
+    try:
+        async with aclosing(orchestrator.feed.follow(after)) as entries:
+            yield b": the feed\n\n"
+            async for entry in entries:
+                # A comment keeps proxies awake and makes a vanished client noticeable.
+                yield _sse_event(entry[1], entry[0]) if entry else b": nothing new\n\n"
+    except StoreError as error:
+        yield b"event: error\ndata: " + json.dumps({"message": str(error)}).encode() + b"\n\n"
+
+
+def _sse_event(event: Event, event_id: str) -> bytes:
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id.encode(), event.kind.encode(), encode(event))
+
+
+def layer_list(orchestrator: Orchestrator, actors: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
+    """Each layer of the cascade with its actor's heartbeat; a layer without one is `gone`."""
+    listed = []
+    for name, number in LAYER_NUMBERS.items():
+        beat = actors.get("grain_router" if name == "grain" else name)
+        state = {"state": "gone", "reason": "no heartbeat"} if beat is None else {k: v for k, v in beat.items() if k != "layer"}
+        if name not in orchestrator.cascade.layers:
+            state = {"state": "off", "reason": f"{name.upper()}_AUTO_SPAWN is false"}
+        listed.append({"layer": name, "number": number, **state})
+    return listed
+
+
+@serve.ingress()
+class FrontDoor:
+    """One replica: an orchestrator and the routes over it."""
+
+    async def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._orchestrator = await open_orchestrator(settings)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return build_http(self._orchestrator, self._settings, ensure_token(self._settings))
+
+    async def check_health(self) -> None:
+        await asyncio.sleep(0)
+
+
+def build(settings: Settings) -> serve.Application:
+    """The application with these settings."""
+    deployment = serve.deployment(
+        name="FrontDoor",
+        num_replicas=settings.kitbash_replicas,
+        max_ongoing_requests=settings.kitbash_max_in_flight + 64,  # the gate refuses before Serve queues
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=5,
+    )(FrontDoor)
+    return deployment.bind(settings)
+
+
+app = build(load_settings())
