@@ -242,7 +242,7 @@ def layer_list(orchestrator: Orchestrator, actors: dict[str, dict[str, str]]) ->
 class FrontDoor:
     """One replica: an orchestrator and the routes over it."""
 
-    async def __init__(self, settings: Settings) -> None:
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Serve awaits it
         self._settings = settings
         self._orchestrator = await open_orchestrator(settings)
 

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
@@ -27,6 +26,7 @@ import psutil
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment
 from kitbash_ray.errors import ClusterError
 from kitbash_ray.redis_server import RedisServer
+from kitbash_ray.state import Running, read_record, record_file, write_record
 from kitbash_ray.token import ensure_token
 
 Tell = Callable[[str], None]
@@ -38,28 +38,9 @@ OBJECT_STORE_BYTES = 512 << 20
 UNITS = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """What `up` wrote down about the cluster it started."""
-
-    id: str
-    url: str
-    dashboard: str
-    address: str
-    ray_pid: int
-    redis_pid: int | None
-    redis: str
-    cartridges: str
-    started_at: float
-
-
-def record_file(settings: Settings) -> Path:
-    return settings.state_dir / "cluster.json"
-
-
 def running(settings: Settings) -> Running | None:
     """The cluster that these settings' state folder knows of and that is alive, else None."""
-    found = _recorded(settings)
+    found = read_record(settings)
     return found if found and _is_ours(found.ray_pid, found.id) else None
 
 
@@ -87,7 +68,7 @@ def up(settings: Settings, tell: Tell) -> Running:
 
 def down(settings: Settings, tell: Tell) -> bool:
     """End every process of the recorded cluster. Returns whether there was any."""
-    found = _recorded(settings)
+    found = read_record(settings)
     if found is None:
         return False
     ended = _end(found.id, found.ray_pid, tell)
@@ -114,7 +95,7 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
         cartridges=str(settings.cartridges_dir),
         started_at=time.time(),
     )
-    _write_record(settings, found)
+    write_record(settings, found)
     _deploy(settings, found, environment, tell)
     if not _answers(found.url, FRONT_DOOR_S):
         raise ClusterError(f"The front door does not answer at {found.url}; the logs are in /tmp/ray/session_latest/logs/serve.")
@@ -192,7 +173,9 @@ def _deploy(settings: Settings, found: Running, environment: dict[str, str], tel
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert process.stdin and process.stdout and process.stderr
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
     try:
         process.stdin.write(settings.model_dump_json().encode())
         process.stdin.close()
@@ -226,7 +209,8 @@ def _holder(port: int) -> str:
     """` by NAME (pid N)` of who listens on a port, as far as the system tells."""
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            listens = connection.status == psutil.CONN_LISTEN and bool(connection.laddr)
+            if listens and connection.laddr[1] == port and connection.pid:
                 return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
 
@@ -245,19 +229,6 @@ def _answers(url: str, seconds: float) -> bool:
                 return True
         time.sleep(0.1)
     return False
-
-
-def _write_record(settings: Settings, found: Running) -> None:
-    partial = record_file(settings).with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(found), indent=1))
-    partial.replace(record_file(settings))
-
-
-def _recorded(settings: Settings) -> Running | None:
-    try:
-        return Running(**json.loads(record_file(settings).read_text()))
-    except (OSError, ValueError, TypeError):  # none, or one that was cut short: as good as none
-        return None
 
 
 def _end(cluster_id: str, ray_pid: int | None, tell: Tell) -> int:

@@ -52,7 +52,7 @@ def placements(settings: Settings) -> list[Placement]:
 
 def start_actors(settings: Settings) -> dict[str, Any]:
     """Handles of all wanted actors, started where they do not run yet. Does not wait for them."""
-    available = ray.cluster_resources()
+    available = ray.cluster_resources()  # type: ignore[no-untyped-call]
     handles = {}
     for place in placements(settings):
         pinned = {place.resource: SHARE} if place.resource in available else {}

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from redis.asyncio import Redis
@@ -52,7 +51,8 @@ class Orchestrator:
                         finished = True
                         if left_process:
                             await self.recorder.flush()
-                        event = replace(event, answer=replace(event.answer, recorded=self.recorder.healthy))
+                        answer = event.answer.with_recorded(self.recorder.healthy)
+                        event = Event(event.query_id, event.seq, event.at, event.kind, answer=answer)
                     self.recorder.append(event)
                     if event.kind == "layer.started" and event.layer not in IN_PROCESS:
                         left_process = True

@@ -1,8 +1,9 @@
 """From evidence to a probability, and from an error budget to a threshold.
 
 A calibration is fitted on held-out questions (benchmarks/fit_calibration.py) and shipped as
-calibration.json: for each layer the weights of a logistic regression over its features, and
-for each error budget the lowest confidence whose answers kept to it on those questions.
+calibration.json: for each layer an ensemble of small decision trees over its features whose
+sum is a log-odds (gradient boosting, monotone where the sign of a feature is known), and for
+each error budget the lowest confidence whose answers kept to it on those questions.
 Pure: numbers in, numbers out.
 """
 
@@ -21,19 +22,27 @@ import numpy.typing as npt
 SHIPPED = Path(__file__).with_name("calibration.json")
 
 
+#: One node of a tree: (feature, threshold, left, right, value). A leaf has feature -1 and the value;
+#: an input at or below the threshold goes left.
+Node = tuple[int, float, int, int, float]
+LEAF = -1
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCalibration:
     """One layer's fit. `features` names the inputs in order; `thresholds` maps budget to confidence."""
 
     features: tuple[str, ...]
-    weights: tuple[float, ...]
+    trees: tuple[tuple[Node, ...], ...]
     bias: float
     questions: int
     thresholds: tuple[tuple[float, float], ...]
 
     def confidence(self, features: Sequence[float]) -> float:
-        """The probability that an answer with these features is right."""
-        score = self.bias + sum(w * x for w, x in zip(self.weights, features, strict=True))
+        """The probability that an answer with these features is right. Raises ValueError for another number of them."""
+        if len(features) != len(self.features):
+            raise ValueError(f"expected the features {self.features}, got {len(features)} numbers")
+        score = self.bias + sum(_leaf(tree, features) for tree in self.trees)
         return 1 / (1 + math.exp(-max(-40.0, min(40.0, score))))
 
     def threshold(self, max_error: float) -> float:
@@ -58,7 +67,7 @@ def load_calibration(path: Path = SHIPPED) -> Calibration:
     layers = {
         name: LayerCalibration(
             tuple(fit["features"]),
-            tuple(fit["weights"]),
+            tuple(tuple((int(f), float(t), int(left), int(right), float(v)) for f, t, left, right, v in tree) for tree in fit["trees"]),
             fit["bias"],
             fit["questions"],
             tuple((float(budget), float(threshold)) for budget, threshold in fit["thresholds"].items()),
@@ -68,27 +77,12 @@ def load_calibration(path: Path = SHIPPED) -> Calibration:
     return Calibration(raw["version"], raw["exact"], layers)
 
 
-def fit_logistic(
-    inputs: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], *, ridge: float = 3.0
-) -> tuple[npt.NDArray[np.float64], float]:
-    """Weights and bias of a ridge logistic regression, by Newton's method.
-
-    `inputs` has shape (n, features); features are standardized inside, weights are for raw ones.
-    """
-    mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
-    scale[scale == 0] = 1.0
-    x = np.hstack([(inputs - mean) / scale, np.ones((len(inputs), 1))])
-    penalty = np.diag([ridge] * inputs.shape[1] + [0.0])
-    w = np.zeros(x.shape[1])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-(x @ w)))
-        gradient = x.T @ (p - labels) + penalty @ w
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + penalty + 1e-9 * np.eye(len(w)), gradient)
-        w -= step
-        if np.abs(step).max() < 1e-8:
-            break
-    weights = w[:-1] / scale
-    return weights, float(w[-1] - weights @ mean)
+def _leaf(tree: tuple[Node, ...], features: Sequence[float]) -> float:
+    """The value of the leaf that the features lead to."""
+    feature, threshold, left, right, value = tree[0]
+    while feature != LEAF:
+        feature, threshold, left, right, value = tree[left if features[feature] <= threshold else right]
+    return value
 
 
 def lowest_threshold(

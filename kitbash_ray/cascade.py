@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -43,6 +42,8 @@ class Cascade:
         max_error: float = 0.05,
     ) -> None:
         self.layers = {layer.name: layer for layer in layers}
+        # Asked once here: a runtime check of a protocol costs more than a lookup in layer 0.
+        self._streaming = {layer.name: layer for layer in layers if isinstance(layer, StreamingLayer)}
         self._policy = policy
         self._timeouts = timeouts_s
         self._max_error = max_error
@@ -75,41 +76,46 @@ class Cascade:
         )
 
     async def _ask(self, run: _Run, names: tuple[str, ...]) -> AsyncGenerator[Event, None]:
-        if len(names) == 1:
-            async with aclosing(self._ask_one(run, self.layers[names[0]])) as items:
+        if len(names) > 1:
+            results = await asyncio.gather(*(self._answer(run, self.layers[name]) for name in names))
+            for result in results:
+                yield run.take(result.layer, result)
+        elif names[0] in self._streaming:
+            async with aclosing(self._stream(run, self._streaming[names[0]])) as items:
                 async for item in items:
                     yield run.take(names[0], item)
-            return
-        results = await asyncio.gather(*(self._last(run, self.layers[name]) for name in names))
-        for name, result in zip(names, results, strict=True):
-            yield run.take(name, result)
+        else:
+            yield run.take(names[0], await self._answer(run, self.layers[names[0]]))
 
-    async def _last(self, run: _Run, layer: Layer) -> LayerResult:
-        async for item in self._ask_one(run, layer):
-            if isinstance(item, LayerResult):
-                return item
-        return _failure(layer.name, RuntimeError("the layer ended without a result"))
-
-    async def _ask_one(self, run: _Run, layer: Layer) -> AsyncGenerator[str | LayerResult, None]:
-        """Deltas of a streaming layer, then its result; whatever goes wrong becomes a result too."""
+    async def _answer(self, run: _Run, layer: Layer) -> LayerResult:
+        """The layer's result; whatever goes wrong becomes a result too."""
         began = time.perf_counter()
-        so_far = tuple(run.results)
         try:
-            if isinstance(layer, StreamingLayer):
-                async with aclosing(_with_timeout(layer.stream(run.query, so_far), self._seconds(run, layer))) as items:
-                    async for item in items:
-                        yield _timed(item, began) if isinstance(item, LayerResult) else item
-            else:
-                with anyio.fail_after(self._seconds(run, layer)):
-                    result = await layer.answer(run.query, so_far)
-                yield _timed(result, began)
-        except (TimeoutError, LayerTimeout):
-            reason = f"no answer within {self._seconds(run, layer) * 1000:.0f} ms"
-            yield _timed(LayerResult(layer.name, "timeout", reason=reason), began)
+            with anyio.fail_after(self._seconds(run, layer)):
+                result = await layer.answer(run.query, tuple(run.results))
         except Exception as error:  # a layer's fault must not cost the question the next layer
-            yield _timed(_failure(layer.name, error), began)
+            result = self._failure(run, layer, error)
+        return _timed(result, began)
 
-    def _seconds(self, run: _Run, layer: Layer) -> float:
+    async def _stream(self, run: _Run, layer: StreamingLayer) -> AsyncGenerator[str | LayerResult, None]:
+        """Pieces of the answer, then the result."""
+        began = time.perf_counter()
+        source = layer.stream(run.query, tuple(run.results))
+        try:
+            async with aclosing(_with_timeout(source, self._seconds(run, layer))) as items:
+                async for item in items:
+                    yield _timed(item, began) if isinstance(item, LayerResult) else item
+        except Exception as error:  # as above
+            yield _timed(self._failure(run, layer, error), began)
+
+    def _failure(self, run: _Run, layer: Layer | StreamingLayer, error: Exception) -> LayerResult:
+        if isinstance(error, TimeoutError | LayerTimeout):
+            reason = f"no answer within {self._seconds(run, layer) * 1000:.0f} ms"
+            return LayerResult(layer.name, "timeout", reason=reason)
+        kind = "" if isinstance(error, LayerUnavailable) else f"{type(error).__name__}: "
+        return LayerResult(layer.name, "failed", reason=f"{kind}{error}".strip()[:300])
+
+    def _seconds(self, run: _Run, layer: Layer | StreamingLayer) -> float:
         own = self._timeouts.get(layer.name, 60.0)
         left = run.query.deadline_s
         return own if left is None else max(0.0, min(own, left - (time.time() - run.query.asked_at)))
@@ -198,12 +204,17 @@ async def _with_timeout(source: AsyncIterator[Any], seconds: float) -> AsyncGene
 
 
 def _timed(result: LayerResult, began: float) -> LayerResult:
-    return replace(result, latency_ms=round((time.perf_counter() - began) * 1000, 3))
-
-
-def _failure(layer: str, error: Exception) -> LayerResult:
-    kind = "" if isinstance(error, LayerUnavailable) else f"{type(error).__name__}: "
-    return LayerResult(layer, "failed", reason=f"{kind}{error}".strip()[:300])
+    """`result` with its latency; spelled out, because dataclasses.replace takes ten times as long."""
+    return LayerResult(
+        result.layer,
+        result.outcome,
+        result.text,
+        result.score,
+        result.confidence,
+        result.sources,
+        result.reason,
+        round((time.perf_counter() - began) * 1000, 3),
+    )
 
 
 def _rounded(confidence: float | None) -> float | None:

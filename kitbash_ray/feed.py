@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -31,7 +32,7 @@ class Feed:
         last = await self._newest() if after == "$" else after
         while True:
             try:
-                found = await self._redis.xread({FEED: last}, count=READ_EVENTS, block=BLOCK_MS)
+                found: Any = await self._redis.xread({FEED: last}, count=READ_EVENTS, block=BLOCK_MS)
             except RedisTimeoutError:
                 found = []
             except (RedisError, OSError) as error:
@@ -46,7 +47,7 @@ class Feed:
     async def _newest(self) -> str:
         """The id of the newest event. Reading after `$` anew would miss what came between two reads."""
         try:
-            entries = await self._redis.xrevrange(FEED, count=1)
+            entries: Any = await self._redis.xrevrange(FEED, count=1)
         except (RedisError, OSError) as error:
             raise StoreError(f"Redis does not answer: {error}") from error
-        return entries[0][0].decode() if entries else "0"
+        return str(entries[0][0].decode()) if entries else "0"

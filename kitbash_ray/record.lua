@@ -1,33 +1,33 @@
 -- Write a batch of events: append to the streams and fold into the blackboard, all or nothing.
 --
+--   KEYS[1]  the feed (stream, capped)
 --   ARGV[1]  seconds that everything of a query lives
 --   ARGV[2]  events that the feed keeps, about
---   KEYS[1]  the feed (stream, capped)
---   ARGV[3..] operations, each a word and its operands:
---     hash  KEY COUNT FIELD VALUE ...   fields of a query (hash)
---     value KEY JSON                    what a layer was asked or said (string)
---     event KEY JSON                    one event of a query (stream)
---     feed  JSON                        one event of all (stream)
+--   ARGV[3]  operations: words that each end with a NUL byte
+--     event KEY 0|1 JSON               one event of a query (stream); 1: the feed gets it too
+--     hash  KEY COUNT FIELD VALUE ...  fields of a query (hash); COUNT words follow
+--     value KEY JSON                   what a layer was asked or said (string)
 local ttl, cap = ARGV[1], ARGV[2]
+local next_word = string.gmatch(ARGV[3], '([^%z]*)%z')
 local expire = {}
-local at = 3
-while at <= #ARGV do
-  local operation = ARGV[at]
-  if operation == 'hash' then
-    local key, count = ARGV[at + 1], tonumber(ARGV[at + 2])
-    redis.call('HSET', key, unpack(ARGV, at + 3, at + 2 + 2 * count))
+for operation in next_word do
+  local key = next_word()
+  if operation == 'event' then
+    local to_feed, event = next_word(), next_word()
+    redis.call('XADD', key, '*', 'event', event)
     expire[key] = true
-    at = at + 3 + 2 * count
+    if to_feed == '1' then
+      redis.call('XADD', KEYS[1], 'MAXLEN', '~', cap, '*', 'event', event)
+    end
+  elseif operation == 'hash' then
+    local fields = {}
+    for at = 1, tonumber(next_word()) do
+      fields[at] = next_word()
+    end
+    redis.call('HSET', key, unpack(fields))
+    expire[key] = true
   elseif operation == 'value' then
-    redis.call('SET', ARGV[at + 1], ARGV[at + 2], 'EX', ttl)
-    at = at + 3
-  elseif operation == 'event' then
-    redis.call('XADD', ARGV[at + 1], '*', 'event', ARGV[at + 2])
-    expire[ARGV[at + 1]] = true
-    at = at + 3
-  elseif operation == 'feed' then
-    redis.call('XADD', KEYS[1], 'MAXLEN', '~', cap, '*', 'event', ARGV[at + 1])
-    at = at + 2
+    redis.call('SET', key, next_word(), 'EX', ttl)
   else
     return redis.error_reply('unknown operation ' .. operation)
   end
@@ -35,4 +35,4 @@ end
 for key in pairs(expire) do
   redis.call('EXPIRE', key, ttl)
 end
-return #ARGV
+return redis.status_reply('OK')

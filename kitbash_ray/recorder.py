@@ -88,16 +88,14 @@ class Recorder:
         return True
 
     async def _send(self, batch: list[Event]) -> None:
-        arguments: list[str | bytes] = [FEED, self._ttl, self._maxlen]
-        for event in batch:
-            arguments += operations(event, level=self._level)
+        arguments = (FEED, self._ttl, self._maxlen, operations(batch, level=self._level))
         try:
             if self._sha is None:
                 self._sha = await self._redis.script_load(self._script)
-            await self._redis.evalsha(self._sha, 1, *arguments)  # type: ignore[arg-type]
+            await self._redis.evalsha(self._sha, 1, *arguments)
         except NoScriptError:  # Redis was restarted
             self._sha = await self._redis.script_load(self._script)
-            await self._redis.evalsha(self._sha, 1, *arguments)  # type: ignore[arg-type]
+            await self._redis.evalsha(self._sha, 1, *arguments)
 
     def _keep(self, batch: list[Event]) -> None:
         if self._spool.exists() and self._spool.stat().st_size > SPOOL_BYTES:

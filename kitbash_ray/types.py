@@ -6,6 +6,7 @@ with `decode` (JSON, UTF-8). Nothing here does any work.
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -126,6 +127,19 @@ class Answer:
     policy: str | None = None
     recorded: bool = False
 
+    def with_recorded(self, recorded: bool) -> Answer:
+        """The same answer; spelled out, because dataclasses.replace takes ten times as long."""
+        return Answer(
+            self.query_id, self.query, self.status, self.answer, self.layer, self.confidence, self.sources,
+            self.path, self.latency_ms, self.reason, self.candidate, self.policy, recorded,
+        )  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from kitbash_ray.render import answer_html
+
+        return answer_html(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -167,6 +181,7 @@ class StreamingLayer(Protocol):
 
 
 T = TypeVar("T")
+_text = json.encoder.encode_basestring_ascii  # what json.dumps does with a string, without its set-up
 
 
 @cache
@@ -176,10 +191,31 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def encode(value: object, *, whole: bool = False) -> bytes:
     """A value of this module as JSON; `whole` writes absent members as null instead of leaving them out."""
-    return _adapter(type(value)).dump_json(value, exclude_none=not whole)
+    kind: Any = type(value)
+    return _adapter(kind).dump_json(value, exclude_none=not whole)
+
+
+def encode_event(event: Event, query: bytes | None, result: bytes | None, answer: bytes | None) -> bytes:
+    """What `encode(event)` writes, from its members' JSON where that is at hand already.
+
+    The recorder needs the members by themselves too; encoding each once halves its work.
+    """
+    line = f'{{"query_id":"{event.query_id}","seq":{event.seq},"at":{event.at!r},"kind":"{event.kind}"'
+    if event.layer is not None:
+        line += f',"layer":"{event.layer}"'
+    if event.text is not None:
+        line += f',"text":{_text(event.text)}'
+    if event.reason is not None:
+        line += f',"reason":{_text(event.reason)}'
+    parts = [line.encode()]
+    for name, member in ((b',"query":', query), (b',"result":', result), (b',"answer":', answer)):
+        if member is not None:
+            parts += (name, member)
+    return b"".join((*parts, b"}"))
 
 
 def decode(kind: type[T], data: bytes | str) -> T:
     """The inverse of `encode`. Raises pydantic.ValidationError on anything else."""
-    value: T = _adapter(kind).validate_json(data)
+    adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
+    value = adapter.validate_json(data)
     return value

@@ -12,6 +12,7 @@ Not here: judgements that need more than one fact (checks.py).
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -25,12 +26,14 @@ from kitbash_ray.errors import CartridgeError
 from kitbash_ray.knowledge.documents import read_jsonl, read_lines, read_text
 from kitbash_ray.types import Faction, Level
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 MANIFEST, FACTS, PASSAGES, QUESTIONS = "cartridge.toml", "facts.yaml", "passages.jsonl", "questions.jsonl"
+#: A fact's asks lie three levels deep.
+MAX_YAML_DEPTH = 8
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
@@ -45,7 +48,7 @@ class _Strict(BaseModel):
 class Manifest(_Strict):
     """cartridge.toml."""
 
-    name: Annotated[str, StringConstraints(pattern=NAME.pattern + "$")]
+    name: Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
     version: Line
     faction: Faction = "general"
     licence: Line
@@ -116,14 +119,15 @@ class Cartridge:
 
 def load_cartridge(folder: Path) -> Cartridge:
     """Read and validate the cartridge in `folder`. Raises CartridgeError."""
-    manifest = _load_manifest(folder)
+    manifest = load_manifest(folder)
     facts = tuple(_unique(_load_facts(folder, manifest)))
     if not facts:
         raise CartridgeError(f"{folder}: the cartridge has no fact; write {FACTS} or use `kitbash cartridge import`.")
     return Cartridge(manifest, facts, tuple(_load_questions(folder)), folder)
 
 
-def _load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Path) -> Manifest:
+    """The cartridge.toml of `folder`. Raises CartridgeError."""
     path = folder / MANIFEST
     if not path.is_file():
         raise CartridgeError(f"{folder} is no cartridge: it has no {MANIFEST}; `kitbash cartridge new` makes one.")
@@ -133,6 +137,8 @@ def _load_manifest(folder: Path) -> Manifest:
         raise CartridgeError(f"{path}: this is not TOML: {error}.") from error
     except ValidationError as error:
         raise CartridgeError(f"{path}: {_what(error)}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
+        raise CartridgeError(f"{path}: this is not TOML that can be read: {type(error).__name__}.") from error
     if manifest.name != folder.name:
         raise CartridgeError(f"{path}: name is {manifest.name!r}, but the folder is called {folder.name!r}; make them the same.")
     return manifest
@@ -143,8 +149,8 @@ def _load_facts(folder: Path, manifest: Manifest) -> Iterator[Fact]:
     if not facts.is_file() and not passages.is_file():
         raise CartridgeError(f"{folder}: there is neither {FACTS} nor {PASSAGES}.")
     if facts.is_file():
-        for line, raw, lines in _yaml_entries(facts):
-            entry = _validated(FactEntry, raw, facts, line, lines)
+        for line, raw, lines in yaml_entries(facts):
+            entry = validated(FactEntry, raw, facts, line, lines)
             if entry.valid_from and entry.valid_until and entry.valid_until < entry.valid_from:
                 raise CartridgeError(f"{facts}:{line}: fact {entry.id!r} ends (valid_until) before it begins (valid_from).")
             yield Fact(
@@ -154,46 +160,69 @@ def _load_facts(folder: Path, manifest: Manifest) -> Iterator[Fact]:
             )  # fmt: skip
     if passages.is_file():
         for line, raw in read_jsonl(passages):
-            passage = _validated(PassageEntry, raw, passages, line, {})
+            passage = validated(PassageEntry, raw, passages, line, {})
             yield Fact(
                 id=f"{manifest.name}:{passage.id}", cartridge=manifest.name, faction=manifest.faction, text=passage.text,
                 asks=passage.asks, source=passage.source, section=passage.section, file=str(passages), line=line,
             )  # fmt: skip
 
 
-def _yaml_entries(path: Path) -> Iterator[tuple[int, Any, dict[str, int]]]:
-    """Each entry of a YAML list with its line and the line of each of its keys."""
+def yaml_entries(path: Path) -> Iterator[tuple[int, Any, dict[str, int]]]:
+    """Each entry of a YAML list with its line and the line of each of its keys. Raises CartridgeError."""
     text = "\n".join(line for _, line in read_lines(path))
-    loader = yaml.CSafeLoader(text) if yaml.__with_libyaml__ else yaml.SafeLoader(text)
+    kind = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
     try:
-        root = cast(Any, loader).get_single_node()
-        entries = cast(Any, loader).construct_document(root) if root else []
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        _refuse_wild_yaml(path, text, kind)
+        loader = cast(Any, kind(text))
+        root = loader.get_single_node()
+        if root is not None and not isinstance(root, yaml.SequenceNode):
+            raise CartridgeError(f"{path}:1: expected a list of facts, each beginning with `- id:`.")
+        for node in root.value if root else ():
+            line = node.start_mark.line + 1
+            keys = {str(key.value): key.start_mark.line + 1 for key, _ in node.value} if isinstance(node, yaml.MappingNode) else {}
+            if keys and len(keys) < len(node.value):
+                raise CartridgeError(f"{path}:{line}: a key stands twice in this fact.")
+            yield line, _constructed(path, loader, node), keys
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
         raise CartridgeError(f"{where}: this is not YAML: {getattr(error, 'problem', None) or error}.") from error
-    if not isinstance(entries, list):
-        raise CartridgeError(f"{path}:1: expected a list of facts, each beginning with `- id:`.")
-    for node, entry in zip(root.value if root else (), entries, strict=True):
-        keys = {key.value: key.start_mark.line + 1 for key, _ in node.value} if isinstance(entry, dict) else {}
-        if isinstance(entry, dict) and len(keys) < len(node.value):
-            raise CartridgeError(f"{path}:{node.start_mark.line + 1}: a key stands twice in this fact.")
-        yield node.start_mark.line + 1, entry, keys
+
+
+def _constructed(path: Path, loader: Any, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
+    except ValueError as error:  # 2024-13-45 has the form of a date
+        raise CartridgeError(f"{path}:{node.start_mark.line + 1}: a value of this fact cannot be read: {error}.") from error
+
+
+def _refuse_wild_yaml(path: Path, text: str, kind: type[Any]) -> None:
+    """Aliases can grow a small file without bound, and libyaml crashes on endless nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=kind):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise CartridgeError(f"{path}:{line}: anchors and aliases (& and *) are not allowed; write the text out.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_YAML_DEPTH:
+            raise CartridgeError(f"{path}:{line}: lists and maps are nested too deeply.")
 
 
 def _load_questions(folder: Path) -> Iterator[QuestionEntry]:
     path = folder / QUESTIONS
     if path.is_file():
         for line, raw in read_jsonl(path):
-            yield _validated(QuestionEntry, raw, path, line, {})
+            yield validated(QuestionEntry, raw, path, line, {})
 
 
-def _validated(kind: type[Any], raw: object, path: Path, line: int, key_lines: dict[str, int]) -> Any:
+def validated(kind: type[Any], raw: object, path: Path, line: int, key_lines: dict[str, int]) -> Any:
+    """`raw` as a `kind`; key_lines tells on which line each key stands. Raises CartridgeError."""
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
         first = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
-        name = f"fact {raw['id']!r}: " if isinstance(raw, dict) and "id" in raw else ""
+        known = raw.get("id") if isinstance(raw, dict) else None
+        name = f"fact {known[:80]!r}: " if isinstance(known, str) else ""
         raise CartridgeError(f"{path}:{key_lines.get(first, line)}: {name}{_what(error)}") from error
 
 

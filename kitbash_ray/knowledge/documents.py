@@ -14,7 +14,7 @@ from kitbash_ray.errors import CartridgeError
 
 #: A longer line is no text that a person wrote, and would cost memory in every reader.
 MAX_LINE_BYTES = 1 << 20
-#: Ends of lines in any of the three conventions are `\n`, `\r\n` and `\r`; a BOM is dropped.
+#: Dropped from the beginning of a file; Windows programs put it there.
 BOM = b"\xef\xbb\xbf"
 
 
@@ -45,13 +45,18 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in read_lines(path):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CartridgeError(f"{path}:{number}: this is not JSON: {error}.") from error
-        if not isinstance(value, dict):
-            raise CartridgeError(f"{path}:{number}: expected an object like {{\"id\": ..., \"text\": ...}}.")
-        yield number, value
+        yield number, parse_object(path, number, line)
+
+
+def parse_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    """The JSON object on one line. Raises CartridgeError."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CartridgeError(f"{path}:{number}: this is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise CartridgeError(f"{path}:{number}: expected an object like {{\"id\": ..., \"text\": ...}}.")
+    return value
 
 
 def _decoded(path: Path, number: int, raw: bytes) -> str:

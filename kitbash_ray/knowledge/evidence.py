@@ -41,7 +41,18 @@ FEATURES = (
     "opposite",  # the question says the opposite of a word of the fact
     "contradicted",  # numbers, negation, kind or opposite are against it, on a well covered question
     "lexical",  # shared words, by rarity, of three
+    "asked",  # the nearest text is a way to ask, not the fact itself
+    "swapped",  # the question and that way to ask differ by a rare word on each side
 )
+
+#: Features that can only speak for an answer, or only against it; a fit must respect that.
+ALWAYS_FOR = frozenset({"cosine", "lead", "hybrid_lead"})
+ALWAYS_AGAINST = frozenset(
+    {
+        "uncovered", "numbers_differ", "negation_differs", "names_differ", "wrong_kind", "one_word_off",
+        "opposite", "contradicted", "swapped",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,8 @@ def _features(
     numbers_differ = float(not asked.numbers <= match.words.numbers)
     negation_differs = float(asked.negated != (read(candidate.text).negated or nearest.negated))
     opposite = float(any(opposites(stem) & has for stem in weights if stem not in has))
+    asked_before = float(candidate.nearest in candidate.asks)
+    unasked = max((weight for stem, weight in near_weights.items() if stem not in weights), default=0.0)
     lacking_names = asked.names - has - match.words.names
     return (
         candidate.cosine,
@@ -124,6 +137,8 @@ def _features(
         opposite,
         coverage * max(numbers_differ, negation_differs, wrong_kind, opposite),
         min(match.shared, 3.0) / 3,
+        asked_before,
+        asked_before * min(uncovered, unasked),
     )
 
 

@@ -23,7 +23,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from kitbash_ray.errors import CartridgeError
-from kitbash_ray.knowledge.cartridge import FACTS, MANIFEST, NAME, PASSAGES, PassageEntry, _validated
+from kitbash_ray.knowledge.cartridge import FACTS, MANIFEST, NAME, PASSAGES, FactId, PassageEntry, validated
 from kitbash_ray.knowledge.documents import read_jsonl, read_lines
 
 #: A passage that is cut from running text is no longer than this; MiniLM reads about as much.
@@ -60,6 +60,12 @@ class Imported:
     skipped: int = 0
     renamed: int = 0
     example: str | None = None
+
+
+class _Passage(PassageEntry):
+    """A passage whose id may be missing until its content is known."""
+
+    id: FactId = ""
 
 
 def import_file(
@@ -108,10 +114,12 @@ def _write(entries: Iterable[Raw], source: Path, folder: Path, target: Path) -> 
     example: str | None = None
     with (folder / PASSAGES).open("w", encoding="utf-8", newline="\n") as file:
         for line, raw in entries:
-            given = _given_id(raw.get("id"), source, line)
-            raw["id"] = given and _clean_id(given, source, line)
-            raw["source"] = raw.get("source") or label
-            entry: PassageEntry = _validated(PassageEntry, raw | {"id": raw["id"] or "unnamed"}, source, line, {})
+            given = _given_id(raw.pop("id", None), source, line)
+            if given:
+                raw["id"] = _clean_id(given, source, line)
+            if raw.get("source") in (None, ""):
+                raw["source"] = label
+            entry: PassageEntry = validated(_Passage, raw, source, line, {})
             if not given:
                 entry = entry.model_copy(update={"id": _made_id(entry)})
             renamed += bool(given) and entry.id != given
@@ -244,7 +252,7 @@ def _columns(row: Sequence[str], source: Path, line: int) -> list[str]:
 def _cells(row: Sequence[str], columns: Sequence[str], source: Path, line: int) -> dict[str, Any]:
     if len(row) != len(columns):
         raise CartridgeError(f"{source}:{line}: {len(row)} cells for {len(columns)} columns; put a text with commas in double quotes.")
-    cells: dict[str, Any] = {"text" if column == "fact" else column: cell for column, cell in zip(columns, row, strict=True)}
+    cells: dict[str, Any] = {"text" if column == "fact" else column: cell.strip() for column, cell in zip(columns, row, strict=True)}
     cells["asks"] = [ask for ask in cells.get("asks", "").split("|") if ask.strip()]
     return cells
 
@@ -284,7 +292,7 @@ def _read_markdown(source: Path) -> Iterator[Raw]:
         title = " > ".join(titles[level] for level in sorted(titles))
         for line, text in _packed(section):
             if _says_something(text):
-                yield line, {"text": text, "section": title[:CODE_CHARS] or None}
+                yield line, {"text": text, "section": title or None}
         section = []
         if block:
             level = int(block[0].tag[1:])
@@ -356,7 +364,8 @@ def _plain(block: Sequence[Token]) -> Iterator[str]:
         elif token.type == "list_item_open":
             mark = f"{token.info}. " if token.info else "- "
         elif token.type in ("fence", "code_block"):
-            yield f"```{token.info.strip()}\n{token.content.rstrip()}\n```"
+            fence = token.markup or "```"
+            yield f"{fence}{token.info.strip()}\n{token.content.rstrip()}\n{fence}"
         elif token.type == "tr_open":
             cells = []
         elif token.type == "tr_close" and cells is not None:

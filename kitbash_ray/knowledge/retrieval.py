@@ -53,8 +53,8 @@ class Retrieval:
     ) -> list[Found]:
         """Up to `limit` facts, the best cosine first."""
         where = _where(scope)
-        by_vector = self._table.search(vector, query_type="vector").distance_type("cosine")
-        found = by_vector.where(where, prefilter=True).limit(ROWS_PER_SEARCH).to_list()
+        by_vector: Any = self._table.search(vector, query_type="vector")
+        found = by_vector.distance_type("cosine").where(where, prefilter=True).limit(ROWS_PER_SEARCH).to_list()
         if any(char.isalnum() for char in question):
             by_text = self._table.search(_match_query(question), query_type="fts")
             found += by_text.where(where, prefilter=True).limit(ROWS_PER_SEARCH).to_list()
@@ -127,7 +127,8 @@ def _match_query(question: str) -> Any:
     """The question as plain words: a person's quotes and colons are no query syntax."""
     from lancedb.query import MatchQuery
 
-    return MatchQuery(question, "text")
+    kind: Any = MatchQuery
+    return kind(question, "text")
 
 
 def _grain(row: dict[str, Any]) -> Grain:

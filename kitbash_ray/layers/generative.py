@@ -43,7 +43,8 @@ class GenerativeLayer:
             return
         sources = self.grounds(so_far)
         prompt = self.prompt(self.engine, query, sources)
-        text, logprobs = "", []
+        text = ""
+        logprobs: list[float] = []
         pieces = self.engine.generate(prompt, max_tokens=self._max_tokens, stop=("\nQuestion:",))
         async with aclosing(pieces):
             async for piece in pieces:
@@ -55,13 +56,11 @@ class GenerativeLayer:
 
     async def answer(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> LayerResult:
         """The whole answer at once."""
-        last: str | LayerResult = ""
         async with aclosing(self.stream(query, so_far)) as items:
-            async for last in items:
-                pass
-        if not isinstance(last, LayerResult):
-            return LayerResult(self.name, "failed", reason="the engine ended without a result")
-        return last
+            async for item in items:
+                if isinstance(item, LayerResult):
+                    return item
+        return LayerResult(self.name, "failed", reason="the engine ended without a result")
 
     def _result(self, text: str, logprobs: list[float], sources: tuple[Source, ...]) -> LayerResult:
         if not text:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
 from kitbash_ray.knowledge.evidence import hybrid_scores, measure
-from kitbash_ray.knowledge.grain_index import Grain, GrainIndex, Scope
+from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
 from kitbash_ray.knowledge.text import stands_alone
-from kitbash_ray.types import LayerResult, Query
+from kitbash_ray.types import LayerResult, Query, Source
 
 
 class GrainLayer:
@@ -35,7 +35,7 @@ class GrainLayer:
             return LayerResult(self.name, "abstained", reason="a follow-up that does not stand on its own")
         scope = Scope(query.factions, query.cartridges)
         if exact := self.index.exact(query.text, scope):
-            return self._said(exact, 1.0, self._calibration.exact, "exact match")
+            return self._said(exact.source, self._calibration.exact, "exact match")
         if not stands_alone(query.text):
             return LayerResult(self.name, "abstained", reason="the question does not stand on its own")
         loop = asyncio.get_running_loop()
@@ -51,15 +51,14 @@ class GrainLayer:
         features = measure(text, candidates, index.rarity)[best]
         confidence = self._calibration.layers[self.name].confidence(features)
         grain, nearest, cosine = found[best]
-        return self._said(grain, cosine, confidence, f"nearest: {nearest!r}")
+        return self._said(replace(grain.source, score=round(cosine, 4)), confidence, f"nearest: {nearest!r}")
 
-    def _said(self, grain: Grain, score: float, confidence: float, reason: str) -> LayerResult:
-        source = replace(grain.source, score=round(score, 4))
+    def _said(self, source: Source, confidence: float, reason: str) -> LayerResult:
         return LayerResult(
             self.name,
             "answered",
             text=source.text,
-            score=score,
+            score=source.score,
             confidence=confidence,
             sources=(source,),
             reason=reason,

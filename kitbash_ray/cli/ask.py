@@ -1,0 +1,89 @@
+"""`kitbash ask`: one question, or one per line of standard input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from kitbash_ray.cli import asker as askers
+from kitbash_ray.cli import exits
+from kitbash_ray.cli.console import output, start_log
+from kitbash_ray.config import load_settings
+from kitbash_ray.errors import InvalidQuery
+from kitbash_ray.render import answer_panel
+from kitbash_ray.types import Answer, Faction, Query, encode
+
+STANDARD_INPUT = "-"
+
+
+def ask(
+    question: list[str] = typer.Argument(..., help="The question; `-` reads one per line from standard input.", show_default=False),
+    mode: askers.Mode | None = typer.Option(None, help="`redis`: the running cluster. `direct`: this process, without Ray and Redis. [default: the cluster if one runs]", show_default=False),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object, and nothing else, on standard output."),
+    cartridges: Path | None = typer.Option(None, help="Folder of cartridges for --mode direct. [default: CARTRIDGES_DIR]", show_default=False),
+    cartridge: list[str] = typer.Option([], help="Answer only from this cartridge; may be repeated."),
+    faction: list[str] = typer.Option(["general"], help="Answer from this faction: general, fiction, experiment."),
+    max_error: float | None = typer.Option(None, min=0.001, max=0.999, help="Share of accepted answers that may be wrong.", show_default=False),
+    timeout: float | None = typer.Option(None, min=0.001, max=600, help="Seconds the answer may take.", show_default=False),
+) -> None:
+    """Ask a question.
+
+    kitbash ask "What is ATP?"
+
+    kitbash ask --mode direct --json "How do I add a cartridge?"
+
+    cat questions.txt | kitbash ask - > answers.jsonl
+    """
+    settings = load_settings(cartridges_dir=cartridges)
+    start_log(settings)
+    many = question == [STANDARD_INPUT]
+    asker = askers.open_asker("direct" if cartridges and mode is None else mode, settings)
+    failed = False
+    try:
+        for text in _lines() if many else [" ".join(question)]:
+            query = Query(
+                text, factions=_factions(faction), cartridges=tuple(cartridge), max_error=max_error, deadline_s=timeout
+            )
+            answer = _answer(asker, query, many)
+            failed |= answer.status == "failed"
+            _show(answer, as_json or many)
+    finally:
+        asker.close()
+    if failed:
+        raise typer.Exit(exits.FAILED)
+
+
+def _answer(asker: askers.Asker, query: Query, many: bool) -> Answer:
+    try:
+        return askers.ask(asker, query)
+    except InvalidQuery as error:
+        if not many:
+            raise
+        # One bad line of many gets its object, in its place, and the others their answers.
+        return Answer(query.id, query.text[:200], "failed", reason=str(error))
+
+
+def _lines() -> Iterator[str]:
+    for raw in sys.stdin.buffer:
+        line = raw.decode("utf-8", errors="replace").strip()
+        if line:
+            yield line
+
+
+def _factions(names: list[str]) -> tuple[Faction, ...]:
+    known: dict[str, Faction] = {"general": "general", "fiction": "fiction", "experiment": "experiment"}
+    for name in names:
+        if name not in known:
+            raise InvalidQuery(f"There is no faction {name!r}: general, fiction and experiment are the ones.")
+    return tuple(known[name] for name in names)
+
+
+def _show(answer: Answer, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(json.loads(encode(answer, whole=True)), ensure_ascii=False), flush=True)
+    else:
+        output.print(answer_panel(answer))

@@ -1,0 +1,67 @@
+"""Tables that more than one command shows."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from kitbash_ray.types import Event
+
+STATE_STYLE = {"ready": "green", "unavailable": "yellow", "off": "dim", "gone": "red"}
+
+
+def layers_table(layers: Iterable[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "layer", "state", "node", "pid", "load", "about"):
+        table.add_column(column, overflow="fold")
+    for layer in layers:
+        state = str(layer.get("state", "gone"))
+        about = layer.get("reason") or layer.get("model") or _count(layer)
+        cells = (layer.get("node", ""), layer.get("pid", ""), layer.get("load", ""), about)
+        table.add_row(
+            str(layer["number"]),
+            str(layer["layer"]),
+            f"[{STATE_STYLE.get(state, '')}]{state}[/]",
+            *(escape(str(cell)) for cell in cells),
+        )
+    return table
+
+
+def events_table(events: Iterable[Event]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("time", "event", "layer", "what"):
+        table.add_column(column, overflow="fold")
+    for event in events:
+        table.add_row(time.strftime("%H:%M:%S", time.localtime(event.at)), event.kind, event.layer or "", escape(about(event)))
+    return table
+
+
+def event_line(event: Event) -> str:
+    """An event as one line of markup."""
+    at = time.strftime("%H:%M:%S", time.localtime(event.at))
+    layer = f"{event.layer or '':<10}"
+    return f"[dim]{at}[/] [cyan]{event.query_id}[/] {event.kind:<15} [bold]{layer}[/] {escape(about(event))}"
+
+
+def about(event: Event) -> str:
+    """What an event says, in a few words."""
+    if event.answer:
+        return f"{event.answer.status} in {event.answer.latency_ms:.2f} ms"
+    if event.result:
+        sure = "" if event.result.confidence is None else f", confidence {event.result.confidence:.3f}"
+        return f"{event.result.outcome}{sure} ({event.result.latency_ms:.2f} ms) {event.result.reason or ''}"
+    if event.text is not None:
+        return json.dumps(event.text, ensure_ascii=False)
+    if event.kind == "query.received" and event.query:
+        return event.query.text
+    return event.reason or ""
+
+
+def _count(layer: Mapping[str, Any]) -> str:
+    return f"{layer['grains']} grains" if "grains" in layer else ""

@@ -1,0 +1,48 @@
+"""What `kitbash up` writes down about the cluster it started, for the commands that come later."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kitbash_ray.config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started cluster. `id` marks its processes, `started_at` is Unix seconds."""
+
+    id: str
+    url: str
+    dashboard: str
+    address: str
+    ray_pid: int
+    redis_pid: int | None
+    redis: str
+    cartridges: str
+    started_at: float
+
+
+def record_file(settings: Settings) -> Path:
+    return settings.state_dir / "cluster.json"
+
+
+def write_record(settings: Settings, found: Running) -> None:
+    partial = record_file(settings).with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(found), indent=1))
+    partial.replace(record_file(settings))
+
+
+def read_record(settings: Settings) -> Running | None:
+    """The record, whether or not the cluster still lives."""
+    try:
+        return Running(**json.loads(record_file(settings).read_text()))
+    except (OSError, ValueError, TypeError):  # none, or one that was cut short: as good as none
+        return None
+
+
+def front_door_url(settings: Settings) -> str:
+    """Where the front door is: KITBASH_URL, else what `kitbash up` wrote down, else the default."""
+    found = None if settings.kitbash_url else read_record(settings)
+    return found.url if found else settings.url

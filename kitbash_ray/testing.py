@@ -1,0 +1,246 @@
+"""Fakes that ship: layers, an engine and an embedder without a model, and a tiny real GGUF.
+
+For the tests here and for whoever writes a layer or an engine of their own. Each fake is a
+plain class behind the same protocol as the real thing and says what it was asked.
+Not here: a fake Redis or a fake Ray; tests start a real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kitbash_ray.engines.base import Piece
+from kitbash_ray.errors import LayerError
+from kitbash_ray.knowledge.text import tokens
+from kitbash_ray.types import LayerResult, Query
+
+#: What a scripted layer does at one step: show a piece, end with a result, or raise.
+Scripted = str | LayerResult | Exception
+
+
+class EchoLayer:
+    """Answers every question with itself."""
+
+    def __init__(self, name: str = "echo", *, confidence: float | None = 1.0) -> None:
+        self.name = name
+        self.confidence = confidence
+        self.asked: list[Query] = []
+
+    async def answer(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> LayerResult:
+        self.asked.append(query)
+        return LayerResult(self.name, "answered", text=query.text, score=self.confidence, confidence=self.confidence)
+
+
+class FailingLayer:
+    """Raises `error` at every question."""
+
+    def __init__(self, name: str = "failing", error: Exception | None = None) -> None:
+        self.name = name
+        self.error = error or LayerError("this layer always fails")
+        self.asked: list[Query] = []
+
+    async def answer(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> LayerResult:
+        self.asked.append(query)
+        raise self.error
+
+
+class SlowLayer:
+    """Answers once `release` is set. `started` and `cancelled` can be awaited."""
+
+    def __init__(self, name: str = "slow", *, confidence: float | None = 1.0) -> None:
+        self.name = name
+        self.confidence = confidence
+        self.started, self.release, self.cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def answer(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> LayerResult:
+        self.started.set()
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return LayerResult(self.name, "answered", text="at last", confidence=self.confidence)
+
+
+class ScriptedLayer:
+    """Gives `script` item by item, one for each question, the last one again and again."""
+
+    def __init__(self, name: str, *script: LayerResult | Exception) -> None:
+        self.name = name
+        self.script = script
+        #: What it was asked, with the results that the layers before it had given.
+        self.asked: list[tuple[Query, tuple[LayerResult, ...]]] = []
+
+    async def answer(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> LayerResult:
+        step = self.script[min(len(self.asked), len(self.script) - 1)]
+        self.asked.append((query, so_far))
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+class ScriptedStreamingLayer:
+    """Streams the whole `script` at each question. `closed` is set when its stream has ended."""
+
+    def __init__(self, name: str, *script: Scripted) -> None:
+        self.name = name
+        self.script = script
+        self.closed = asyncio.Event()
+        self.asked: list[tuple[Query, tuple[LayerResult, ...]]] = []
+
+    async def stream(
+        self, query: Query, so_far: tuple[LayerResult, ...] = ()
+    ) -> AsyncGenerator[str | LayerResult, None]:
+        self.asked.append((query, so_far))
+        self.closed.clear()
+        try:
+            for step in self.script:
+                if isinstance(step, Exception):
+                    raise step
+                yield step
+                await asyncio.sleep(0)
+        finally:
+            self.closed.set()
+
+    async def answer(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> LayerResult:
+        async for item in self.stream(query, so_far):
+            if isinstance(item, LayerResult):
+                return item
+        raise LayerError(f"the script of {self.name} has no result")
+
+
+class ScriptedEngine:
+    """A text engine that always says `pieces`, each as sure as `probability`."""
+
+    def __init__(self, *pieces: str, probability: float = 0.5, context_tokens: int = 100_000) -> None:
+        self.name = "scripted"
+        self.context_tokens = context_tokens
+        self.pieces = pieces
+        self.prompts: list[str] = []
+        self._logprob = math.log(probability)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    def render(self, system: str, user: str) -> str:
+        return f"{system}\n\n{user}\n"
+
+    async def generate(
+        self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()
+    ) -> AsyncGenerator[Piece, None]:
+        self.prompts.append(prompt)
+        if self.count_tokens(prompt) + max_tokens > self.context_tokens:
+            raise LayerError(f"The prompt does not fit a window of {self.context_tokens} tokens.")
+        for text in self.pieces[:max_tokens]:
+            yield Piece(text, (self._logprob,))
+
+
+class HashEmbedder:
+    """Unit vectors from hashes of a text's words, so texts that share words are near each other.
+
+    Says nothing of meaning. `embedded` lists every text that it was asked for, in order.
+    """
+
+    def __init__(self, dimensions: int = 64) -> None:
+        self.dimensions = dimensions
+        self.model_id = f"hash-{dimensions}"
+        self.embedded: list[str] = []
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors of `texts`, shape (len(texts), dimensions), float32."""
+        self.embedded += texts
+        rows = [self._direction(text) for text in texts]
+        return np.array(rows, np.float32).reshape(len(texts), self.dimensions)
+
+    def _direction(self, text: str) -> npt.NDArray[np.float64]:
+        total = sum((self._word(word) for word in tokens(text) or [text]), np.zeros(self.dimensions))
+        unit: npt.NDArray[np.float64] = total / np.linalg.norm(total)
+        return unit
+
+    def _word(self, word: str) -> npt.NDArray[np.float64]:
+        seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        return np.random.default_rng(seed).standard_normal(self.dimensions)
+
+
+#: The shape of the tiny model. It has seen no text: what it writes is random, but repeatable.
+TINY_EMBED, TINY_HEADS, TINY_BLOCKS, TINY_FEED_FORWARD, TINY_CONTEXT = 64, 4, 2, 128, 4096
+TINY_WORDS = """the cell water light energy sun leaf root stone river cloud bird fish tree seed salt iron wave sound
+    heat cold north south moon star wind rain snow sand fire glass paper ink wheel clock bell door roof wall""".split()
+
+
+def write_tiny_gguf(path: Path, *, seed: int = 0) -> Path:
+    """Write a random model of architecture `llama` to `path`: under a megabyte, real llama.cpp.
+
+    Its tokens are the 256 bytes and `TINY_WORDS`; it writes only the words and ends by length.
+    """
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(TINY_CONTEXT)
+    writer.add_embedding_length(TINY_EMBED)
+    writer.add_block_count(TINY_BLOCKS)
+    writer.add_feed_forward_length(TINY_FEED_FORWARD)
+    writer.add_head_count(TINY_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(TINY_EMBED // TINY_HEADS)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    size = _add_tiny_vocabulary(writer)
+    for name, tensor in _tiny_tensors(size, np.random.default_rng(seed)):
+        writer.add_tensor(name, tensor.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_tiny_vocabulary(writer: Any) -> int:
+    """SentencePiece tokens: three special ones, every byte, and whole words. Returns how many."""
+    import gguf
+
+    kinds = gguf.TokenType
+    entries = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
+    entries += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
+    entries += [("\u2581" + word, kinds.NORMAL) for word in TINY_WORDS]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([text for text, _ in entries])
+    writer.add_token_scores([0.0] * len(entries))
+    writer.add_token_types([kind for _, kind in entries])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    return len(entries)
+
+
+def _tiny_tensors(size: int, random: np.random.Generator) -> list[tuple[str, npt.NDArray[np.float64]]]:
+    wide, deep = TINY_EMBED, TINY_FEED_FORWARD
+    output = random.standard_normal((size, wide))
+    output[: size - len(TINY_WORDS)] = 0.0  # only words have a chance to be the next token
+    tensors = [
+        ("token_embd.weight", random.standard_normal((size, wide))),
+        ("output_norm.weight", np.ones(wide)),
+        ("output.weight", output),
+    ]
+    shapes = {
+        "attn_q": (wide, wide), "attn_k": (wide, wide), "attn_v": (wide, wide), "attn_output": (wide, wide),
+        "ffn_gate": (deep, wide), "ffn_up": (deep, wide), "ffn_down": (wide, deep),
+    }  # fmt: skip
+    for block in range(TINY_BLOCKS):
+        tensors += [(f"blk.{block}.{name}.weight", np.ones(wide)) for name in ("attn_norm", "ffn_norm")]
+        tensors += [
+            (f"blk.{block}.{name}.weight", random.standard_normal(shape) / math.sqrt(shape[1]))
+            for name, shape in shapes.items()
+        ]
+    return tensors

@@ -1,0 +1,136 @@
+"""Who answers: both policies as tables from situations to decisions."""
+
+from __future__ import annotations
+
+import pytest
+
+from kitbash_ray.calibration import Calibration, LayerCalibration
+from kitbash_ray.consensus import simple_average
+from kitbash_ray.policy import Calibrated, Decision, Fixed, Situation, policy_named
+from kitbash_ray.types import LayerResult, Outcome
+
+LAYERS = ("grain", "bitnet", "cartridge", "kobold")
+FIT = LayerCalibration(("x",), (), 0.0, 100, ((0.01, 0.97), (0.05, 0.90), (0.2, 0.60)))
+CALIBRATION = Calibration("test", 0.99, {"grain": FIT, "cartridge": FIT})
+
+
+def said(layer: str, confidence: float | None = None, *, score: float | None = None, outcome: Outcome = "answered") -> LayerResult:
+    return LayerResult(layer, outcome, text="text", score=score, confidence=confidence, reason="a reason")
+
+
+def seen(*results: LayerResult, max_error: float = 0.05, strict: bool = False, seconds_left: float | None = None) -> Situation:
+    """A situation in which the layers that have not spoken are still waiting."""
+    spoken = {result.layer for result in results}
+    return Situation(results, tuple(name for name in LAYERS if name not in spoken), max_error, strict, seconds_left)
+
+
+def gist(decision: Decision) -> tuple[str, str, tuple[str, ...] | str | None]:
+    """Action, rule, and who is asked, or whose result was chosen."""
+    return decision.action, decision.rule, decision.layers or (decision.result and decision.result.layer)
+
+
+GRAIN_OFF, BITNET_OFF = said("grain", outcome="abstained"), said("bitnet", outcome="abstained")
+CARTRIDGE_OFF, KOBOLD_OFF = said("cartridge", outcome="abstained"), said("kobold", outcome="abstained")
+
+
+@pytest.mark.parametrize(
+    ("situation", "expected"),
+    [
+        (seen(), ("ask", "next-layer", ("grain",))),
+        # the threshold is that of the budget, and reaching it is enough
+        (seen(said("grain", 0.95)), ("accept", "within-budget", "grain")),
+        (seen(said("grain", 0.90)), ("accept", "within-budget", "grain")),
+        (seen(said("grain", 0.899)), ("ask", "over-budget", ("bitnet",))),
+        (seen(said("grain", 0.95), max_error=0.01), ("ask", "over-budget", ("bitnet",))),
+        (seen(said("grain", 0.61), max_error=0.2), ("accept", "within-budget", "grain")),
+        # a budget stricter than any that was fitted lets only certainty pass
+        (seen(said("grain", 0.9999), max_error=0.001), ("ask", "over-budget", ("bitnet",))),
+        (seen(said("grain", 1.0), max_error=0.001), ("accept", "within-budget", "grain")),
+        # a raw score is no confidence
+        (seen(GRAIN_OFF, said("bitnet", score=1.0)), ("ask", "next-layer", ("cartridge",))),
+        # a layer that was never fitted needs certainty
+        (seen(GRAIN_OFF, said("bitnet", 0.99)), ("ask", "over-budget", ("cartridge",))),
+        # abstaining, failing and being late all lead on
+        (seen(GRAIN_OFF), ("ask", "next-layer", ("bitnet",))),
+        (seen(said("grain", outcome="failed")), ("ask", "next-layer", ("bitnet",))),
+        (seen(said("grain", outcome="timeout")), ("ask", "next-layer", ("bitnet",))),
+        # the last layer may answer uncalibrated, unless the person set the budget
+        (seen(GRAIN_OFF, BITNET_OFF, CARTRIDGE_OFF, said("kobold", score=0.3)), ("accept", "last-resort", "kobold")),
+        (seen(GRAIN_OFF, BITNET_OFF, CARTRIDGE_OFF, said("kobold", score=0.3), strict=True), ("abstain", "nobody-sure", "kobold")),
+        # abstaining shows the best candidate
+        (seen(said("grain", 0.2), BITNET_OFF, said("cartridge", 0.7), KOBOLD_OFF), ("abstain", "nobody-sure", "cartridge")),
+        (seen(GRAIN_OFF, BITNET_OFF, CARTRIDGE_OFF, KOBOLD_OFF), ("abstain", "nobody-sure", None)),
+        # when the time is over nobody else is asked, but what is there and good is taken
+        (seen(said("grain", 0.5), seconds_left=0.0), ("abstain", "deadline", "grain")),
+        (seen(said("grain", 0.5), seconds_left=-1.0), ("abstain", "deadline", "grain")),
+        (seen(said("grain", 0.5), seconds_left=0.1), ("ask", "over-budget", ("bitnet",))),
+        (seen(said("grain", 0.95), seconds_left=-1.0), ("accept", "within-budget", "grain")),
+        (seen(seconds_left=0.0), ("abstain", "deadline", None)),
+    ],
+)
+def test_calibrated_decides(situation: Situation, expected: tuple[str, str, object]) -> None:
+    assert gist(Calibrated(CALIBRATION).decide(situation)) == expected
+
+
+@pytest.mark.parametrize(
+    ("situation", "expected"),
+    [
+        (seen(), ("ask", "next-layer", ("grain",))),
+        (seen(said("grain", 0.85)), ("accept", "fixed-threshold", "grain")),
+        (seen(said("grain", 0.849)), ("ask", "next-layer", ("bitnet",))),
+        (seen(GRAIN_OFF, said("bitnet", 0.80)), ("accept", "fixed-threshold", "bitnet")),
+        # without a confidence the raw score counts
+        (seen(GRAIN_OFF, said("bitnet", score=0.9)), ("accept", "fixed-threshold", "bitnet")),
+        # the band that asks for a second opinion
+        (seen(GRAIN_OFF, said("bitnet", 0.799)), ("ask", "consult", ("cartridge",))),
+        (seen(GRAIN_OFF, said("bitnet", 0.70)), ("ask", "consult", ("cartridge",))),
+        (seen(GRAIN_OFF, said("bitnet", 0.699)), ("ask", "next-layer", ("cartridge",))),
+        (seen(GRAIN_OFF, said("bitnet", 0.75), said("cartridge", 0.8)), ("accept", "fixed-threshold", "cartridge")),
+        (seen(GRAIN_OFF, said("bitnet", 0.75), said("cartridge", 0.5)), ("ask", "next-layer", ("kobold",))),
+        (seen(GRAIN_OFF, said("bitnet", 0.75), CARTRIDGE_OFF), ("ask", "next-layer", ("kobold",))),
+        # kobold answers with anything
+        (seen(GRAIN_OFF, BITNET_OFF, CARTRIDGE_OFF, said("kobold")), ("accept", "fixed-threshold", "kobold")),
+        (seen(said("grain", 0.6), BITNET_OFF, said("cartridge", 0.4), KOBOLD_OFF), ("abstain", "nobody-sure", "grain")),
+        (seen(said("grain", 0.5), seconds_left=0.0), ("abstain", "deadline", "grain")),
+        (seen(said("grain", 0.9), seconds_left=0.0), ("accept", "fixed-threshold", "grain")),
+    ],
+)
+def test_fixed_decides(situation: Situation, expected: tuple[str, str, object]) -> None:
+    assert gist(Fixed().decide(situation)) == expected
+
+
+def test_fixed_does_not_consult_a_layer_that_is_not_there() -> None:
+    situation = Situation((said("bitnet", 0.75),), ("kobold",), 0.05)
+    assert gist(Fixed().decide(situation)) == ("ask", "next-layer", ("kobold",))
+
+
+@pytest.mark.xfail(reason="below layer 2's threshold of 0.80 the average with a bitnet below 0.80 never exceeds 0.80", strict=True)
+def test_some_pair_of_opinions_is_accepted_by_consensus() -> None:
+    pairs = [(0.70 + one / 100, two / 100) for one in range(10) for two in range(80)]
+    rules = {Fixed().decide(seen(GRAIN_OFF, said("bitnet", one), said("cartridge", two))).rule for one, two in pairs}
+    assert "consensus" in rules
+
+
+@pytest.mark.xfail(reason="FIXED_THRESHOLDS[last.layer] raises KeyError for a layer that it does not list", raises=KeyError, strict=True)
+def test_fixed_goes_on_after_a_layer_that_it_has_no_threshold_for() -> None:
+    assert Fixed().decide(Situation((said("cloud", 0.5),), ("kobold",), 0.05)).action == "ask"
+
+
+@pytest.mark.parametrize("policy", [Calibrated(CALIBRATION), Fixed()])
+@pytest.mark.parametrize("situation", [seen(), seen(said("grain", 0.95)), seen(said("grain", 0.1), seconds_left=-1)])
+def test_every_decision_has_a_reason_and_deciding_twice_gives_the_same(policy: Calibrated | Fixed, situation: Situation) -> None:
+    decision = policy.decide(situation)
+    assert decision.reason
+    assert policy.decide(situation) == decision
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fixed", Fixed), ("calibrated", Calibrated)])
+def test_a_policy_is_found_by_its_name(name: str, kind: type) -> None:
+    policy = policy_named(name, CALIBRATION)
+    assert isinstance(policy, kind)
+    assert policy.name == name
+
+
+@pytest.mark.parametrize(("values", "mean"), [([], 0.0), ([0.4], 0.4), ([0.7, 0.9], 0.8)])
+def test_the_simple_average_is_the_mean(values: list[float], mean: float) -> None:
+    assert simple_average(values) == pytest.approx(mean)
