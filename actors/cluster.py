@@ -16,9 +16,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -32,6 +33,9 @@ from kitbash_ray.token import ensure_token
 Tell = Callable[[str], None]
 
 RAY_START_S, FRONT_DOOR_S, STOP_S = 60.0, 120.0, 20.0
+#: The record is written within this many seconds of starting Redis and Ray.
+RECORD_S = RAY_START_S + 30.0
+CLOCK_SLACK_S = RECORD_S
 #: Enough for indexes of a few hundred thousand grains; Ray's default is 30 % of the memory.
 OBJECT_STORE_BYTES = 512 << 20
 #: One resource of each kind: on one machine it is all three devices.
@@ -41,7 +45,7 @@ UNITS = 1
 def running(settings: Settings) -> Running | None:
     """The cluster that these settings' state folder knows of and that is alive, else None."""
     found = read_record(settings)
-    return found if found and _is_ours(found.ray_pid, found.id) else None
+    return found if found and _alive(found.ray_pid, found.started_at) else None
 
 
 def up(settings: Settings, tell: Tell) -> Running:
@@ -62,7 +66,8 @@ def up(settings: Settings, tell: Tell) -> Running:
     try:
         return _start(settings, cluster_id, tell)
     except BaseException:  # also Ctrl-C: nothing half-started stays
-        _end(cluster_id, None, tell)
+        _end(cluster_id, read_record(settings), tell)
+        record_file(settings).unlink(missing_ok=True)
         raise
 
 
@@ -71,7 +76,7 @@ def down(settings: Settings, tell: Tell) -> bool:
     found = read_record(settings)
     if found is None:
         return False
-    ended = _end(found.id, found.ray_pid, tell)
+    ended = _end(found.id, found, tell)
     record_file(settings).unlink(missing_ok=True)
     return ended > 0
 
@@ -83,19 +88,21 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
         tell("starting Redis")
         redis_pid = RedisServer(settings.state_dir).start(environment)
     tell("starting Ray")
-    address, ray_pid = _start_ray(settings, environment)
+    port = _free_port()
+    process = _spawn_ray(settings, environment, port)
     found = Running(
         id=cluster_id,
         url=f"http://{settings.kitbash_host}:{settings.kitbash_port}",
         dashboard=f"http://127.0.0.1:{settings.kitbash_dashboard_port}",
-        address=address,
-        ray_pid=ray_pid,
+        address=f"127.0.0.1:{port}",
+        ray_pid=process.pid,
         redis_pid=redis_pid,
         redis="embedded" if settings.embedded_redis else settings.resolved_redis_url,
         cartridges=str(settings.cartridges_dir),
         started_at=time.time(),
     )
-    write_record(settings, found)
+    write_record(settings, found)  # before it is up, so that whatever happens can be ended
+    _wait_for_ray(settings, process)
     _deploy(settings, found, environment, tell)
     if not _answers(found.url, FRONT_DOOR_S):
         raise ClusterError(f"The front door does not answer at {found.url}; the logs are in /tmp/ray/session_latest/logs/serve.")
@@ -127,9 +134,8 @@ def _environment(cluster_id: str) -> dict[str, str]:
     }
 
 
-def _start_ray(settings: Settings, environment: dict[str, str]) -> tuple[str, int]:
-    """Start a head node on the loopback address. Returns its address and the process id that ends it."""
-    port = _free_port()
+def _spawn_ray(settings: Settings, environment: dict[str, str], port: int) -> subprocess.Popen[bytes]:
+    """Begin to start a head node. Ending the process that is returned ends the node."""
     resources = {
         settings.grain_resource: UNITS,
         settings.bitnet_resource: UNITS,
@@ -144,9 +150,8 @@ def _start_ray(settings: Settings, environment: dict[str, str]) -> tuple[str, in
         "num-cpus": str(max(4, os.cpu_count() or 1)),
     }  # fmt: skip
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    log = settings.state_dir / "ray.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    with _ray_log(settings).open("wb") as output:
+        return subprocess.Popen(
             command + [f"--{name}={value}" for name, value in options.items()],
             env=environment,
             cwd="/",
@@ -155,13 +160,20 @@ def _start_ray(settings: Settings, environment: dict[str, str]) -> tuple[str, in
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+
+
+def _wait_for_ray(settings: Settings, process: subprocess.Popen[bytes]) -> None:
+    log = _ray_log(settings)
     end = time.monotonic() + RAY_START_S
     while "Ray runtime started" not in log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > end:
             tail = " ".join(log.read_text(errors="replace").split()[-40:])
             raise ClusterError(f"Ray did not start; the end of {log}: {tail}")
         time.sleep(0.1)
-    return f"127.0.0.1:{port}", process.pid
+
+
+def _ray_log(settings: Settings) -> Path:
+    return settings.state_dir / "ray.log"
 
 
 def _deploy(settings: Settings, found: Running, environment: dict[str, str], tell: Tell) -> None:
@@ -209,8 +221,8 @@ def _holder(port: int) -> str:
     """` by NAME (pid N)` of who listens on a port, as far as the system tells."""
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and bool(connection.laddr)
-            if listens and connection.laddr[1] == port and connection.pid:
+            address: Any = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port and connection.pid:
                 return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
 
@@ -231,39 +243,54 @@ def _answers(url: str, seconds: float) -> bool:
     return False
 
 
-def _end(cluster_id: str, ray_pid: int | None, tell: Tell) -> int:
+def _end(cluster_id: str, found: Running | None, tell: Tell) -> int:
     """Terminate the cluster's processes, kill what does not go. Returns how many there were."""
-    ours = list(_processes(cluster_id))
+    ours = _processes(cluster_id, found)
     if not ours:
         return 0
     tell(f"ending {len(ours)} processes")
-    if ray_pid and _is_ours(ray_pid, cluster_id):
+    if found and _alive(found.ray_pid, found.started_at):
         with suppress(psutil.Error):
-            head = psutil.Process(ray_pid)
+            head = psutil.Process(found.ray_pid)
             head.send_signal(signal.SIGTERM)  # it ends Ray's daemons in their order
             head.wait(STOP_S / 2)
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        left = list(_processes(cluster_id))
-        for process in left:
+    for stop in (psutil.Process.terminate, psutil.Process.kill):
+        for process in ours:
             with suppress(psutil.Error):
-                process.send_signal(sign)
-        psutil.wait_procs(left, timeout=STOP_S / 4)
+                stop(process)
+        psutil.wait_procs(ours, timeout=STOP_S / 4)
+        ours = {process for process in ours | _processes(cluster_id, found) if process.is_running()}
     shutil.rmtree(f"/tmp/kitbash-{cluster_id}", ignore_errors=True)
-    left = list(_processes(cluster_id))
+    left = [process for process in ours if process.status() != psutil.STATUS_ZOMBIE]
     if left:
         raise ClusterError(f"These processes do not end: {', '.join(f'{p.name()} ({p.pid})' for p in left)}.")
-    return len(ours)
+    return len(ours) or 1
 
 
-def _processes(cluster_id: str) -> Iterator[psutil.Process]:
-    """All living processes that carry the cluster's mark, but for this one."""
+def _processes(cluster_id: str, found: Running | None) -> set[psutil.Process]:
+    """All living processes of a cluster, but for this one.
+
+    Most carry its mark in their environment. Redis and Ray's agents write their title over it,
+    so whatever belongs to the sessions of the two processes that were started counts as well.
+    """
+    sessions = {pid for pid in (found.ray_pid, found.redis_pid) if pid} if found else set()
+    began = found.started_at if found else 0.0
+    ours = set()
     for process in psutil.process_iter():
-        if process.pid != os.getpid() and _is_ours(process.pid, cluster_id):
-            yield process
+        with suppress(psutil.Error, ProcessLookupError):
+            marked = process.environ().get(CLUSTER_MARK) == cluster_id
+            in_session = os.getsid(process.pid) in sessions and process.create_time() >= began - CLOCK_SLACK_S
+            if (marked or in_session) and process.pid != os.getpid():
+                ours.add(process)
+    for process in list(ours):
+        with suppress(psutil.Error):
+            ours |= set(process.children(recursive=True))
+    return {process for process in ours if process.pid != os.getpid()}
 
 
-def _is_ours(pid: int, cluster_id: str) -> bool:
+def _alive(pid: int, started_at: float) -> bool:
+    """Whether `pid` is still the process that was started then, and not a later one with its number."""
     with suppress(psutil.Error):
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(CLUSTER_MARK) == cluster_id
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started_at) < RECORD_S
     return False

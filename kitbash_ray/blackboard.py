@@ -68,9 +68,11 @@ class QueryState:
 def operations(events: Sequence[Event], *, level: str) -> bytes:
     """What record.lua has to do for `events`, as words each ended by a NUL byte; JSON holds none.
 
-    The feed gets the events that `level` lets pass.
+    The feed gets the events that `level` lets pass. What several events of one query change in
+    its hash is written once, because the script is atomic.
     """
     words: list[bytes] = []
+    hashes: dict[str, dict[bytes, bytes]] = {}
     queries: dict[str, bytes] = {}
     for event in events:
         query = None
@@ -80,24 +82,29 @@ def operations(events: Sequence[Event], *, level: str) -> bytes:
         answer = encode(event.answer, whole=True) if event.answer else None
         line = encode_event(event, query, result, answer)
         words += (b"event", events_key(event.query_id).encode(), b"1" if passes(event, level) else b"0", line)
-        _fold(words, event, query, result, answer)
+        hashes.setdefault(event.query_id, {}).update(_fold(event, answer))
+        if event.kind == "layer.started" and event.layer:
+            words += (b"value", layer_key(event.query_id, event.layer, "request").encode(), query or b"{}")
+        elif event.layer and result:
+            words += (b"value", layer_key(event.query_id, event.layer, "result").encode(), result)
+    for query_id, fields in hashes.items():
+        if fields:
+            words += (b"hash", query_key(query_id).encode(), b"%d" % (2 * len(fields)))
+            for pair in fields.items():
+                words += pair
     return b"\0".join((*words, b""))
 
 
-def _fold(words: list[bytes], event: Event, query: bytes | None, result: bytes | None, answer: bytes | None) -> None:
-    """Append what `event` changes on the blackboard."""
-    match event.kind:
-        case "query.received" if event.query:
-            text = event.query.text.replace("\0", " ").encode()
-            words += _hash(event, b"state", b"running", b"text", text, b"asked_at", repr(event.query.asked_at).encode())
-        case "layer.started" if event.layer:
-            words += _hash(event, b"layer", event.layer.encode())
-            words += (b"value", layer_key(event.query_id, event.layer, "request").encode(), query or b"{}")
-        case "layer.finished" if event.layer and result:
-            words += (b"value", layer_key(event.query_id, event.layer, "result").encode(), result)
-        case "query.finished" if event.answer and answer:
-            state = event.answer.status.encode()
-            words += _hash(event, b"state", state, b"finished_at", repr(event.at).encode(), b"answer", answer)
+def _fold(event: Event, answer: bytes | None) -> dict[bytes, bytes]:
+    """The fields of the query's hash that `event` sets."""
+    if event.kind == "query.received" and event.query:
+        text = event.query.text.replace("\0", " ").encode()
+        return {b"state": b"running", b"text": text, b"asked_at": repr(event.query.asked_at).encode()}
+    if event.kind == "layer.started" and event.layer:
+        return {b"layer": event.layer.encode()}
+    if event.answer and answer:
+        return {b"state": event.answer.status.encode(), b"finished_at": repr(event.at).encode(), b"answer": answer}
+    return {}
 
 
 def passes(event: Event, level: str) -> bool:
@@ -168,7 +175,3 @@ def heartbeat(redis: Any, name: str, fields: Mapping[str, str]) -> None:
         pipe.hset(actor_key(name), mapping=dict(fields))
         pipe.expire(actor_key(name), int(HEARTBEAT_S * HEARTBEATS_MISSED))
         pipe.execute()
-
-
-def _hash(event: Event, *pairs: bytes) -> tuple[bytes, ...]:
-    return (b"hash", query_key(event.query_id).encode(), b"%d" % len(pairs), *pairs)

@@ -8,12 +8,11 @@ event carries the Answer. Closing the stream cancels the layer that is at work.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
-
-import anyio
 
 from kitbash_ray.errors import LayerTimeout, LayerUnavailable
 from kitbash_ray.policy import Decision, Policy, Situation
@@ -28,6 +27,11 @@ from kitbash_ray.types import (
     Step,
     StreamingLayer,
 )
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout
 
 
 class Cascade:
@@ -91,7 +95,7 @@ class Cascade:
         """The layer's result; whatever goes wrong becomes a result too."""
         began = time.perf_counter()
         try:
-            with anyio.fail_after(self._seconds(run, layer)):
+            async with timeout(self._seconds(run, layer)):
                 result = await layer.answer(run.query, tuple(run.results))
         except Exception as error:  # a layer's fault must not cost the question the next layer
             result = self._failure(run, layer, error)
@@ -109,7 +113,7 @@ class Cascade:
             yield _timed(self._failure(run, layer, error), began)
 
     def _failure(self, run: _Run, layer: Layer | StreamingLayer, error: Exception) -> LayerResult:
-        if isinstance(error, TimeoutError | LayerTimeout):
+        if isinstance(error, TimeoutError | asyncio.TimeoutError | LayerTimeout):
             reason = f"no answer within {self._seconds(run, layer) * 1000:.0f} ms"
             return LayerResult(layer.name, "timeout", reason=reason)
         kind = "" if isinstance(error, LayerUnavailable) else f"{type(error).__name__}: "
@@ -186,12 +190,12 @@ class _Run:
 async def _with_timeout(source: AsyncIterator[Any], seconds: float) -> AsyncGenerator[Any, None]:
     """Items of `source`, whose time together is `seconds`. Raises TimeoutError after that.
 
-    A cancel scope must not stay open across a yield, so each step has one of its own.
+    A timeout must not stay open across a yield, so each step has one of its own.
     """
     end = time.perf_counter() + seconds
     try:
         while True:
-            with anyio.fail_after(max(0.0, end - time.perf_counter())):
+            async with timeout(max(0.0, end - time.perf_counter())):
                 try:
                     item = await anext(source)
                 except StopAsyncIteration:

@@ -1,0 +1,29 @@
+# make demo | test | lint | setup | lock | help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/ready  ## set everything up in .venv
+
+.venv/ready: requirements.lock pyproject.toml scripts/setup.py
+	@$(PYTHON) scripts/setup.py
+
+demo: .venv/ready  ## start the cluster and ask eight questions
+	@$(BIN)/kitbash demo
+
+test: .venv/ready  ## run every test
+	@$(BIN)/python -m pytest
+
+lint: .venv/ready  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock: .venv/ready  ## compile requirements.lock anew from pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links -q -o requirements.lock
