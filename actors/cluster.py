@@ -27,25 +27,16 @@ import psutil
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment
 from kitbash_ray.errors import ClusterError
 from kitbash_ray.redis_server import RedisServer
-from kitbash_ray.state import Running, read_record, record_file, write_record
+from kitbash_ray.state import RECORDED_WITHIN_S, Running, alive, read_record, record_file, running, write_record
 from kitbash_ray.token import ensure_token
 
 Tell = Callable[[str], None]
 
 RAY_START_S, FRONT_DOOR_S, STOP_S = 60.0, 120.0, 20.0
-#: The record is written within this many seconds of starting Redis and Ray.
-RECORD_S = RAY_START_S + 30.0
-CLOCK_SLACK_S = RECORD_S
 #: Enough for indexes of a few hundred thousand grains; Ray's default is 30 % of the memory.
 OBJECT_STORE_BYTES = 512 << 20
 #: One resource of each kind: on one machine it is all three devices.
 UNITS = 1
-
-
-def running(settings: Settings) -> Running | None:
-    """The cluster that these settings' state folder knows of and that is alive, else None."""
-    found = read_record(settings)
-    return found if found and _alive(found.ray_pid, found.started_at) else None
 
 
 def up(settings: Settings, tell: Tell) -> Running:
@@ -249,7 +240,7 @@ def _end(cluster_id: str, found: Running | None, tell: Tell) -> int:
     if not ours:
         return 0
     tell(f"ending {len(ours)} processes")
-    if found and _alive(found.ray_pid, found.started_at):
+    if found and alive(found.ray_pid, found.started_at):
         with suppress(psutil.Error):
             head = psutil.Process(found.ray_pid)
             head.send_signal(signal.SIGTERM)  # it ends Ray's daemons in their order
@@ -279,18 +270,10 @@ def _processes(cluster_id: str, found: Running | None) -> set[psutil.Process]:
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):
             marked = process.environ().get(CLUSTER_MARK) == cluster_id
-            in_session = os.getsid(process.pid) in sessions and process.create_time() >= began - CLOCK_SLACK_S
+            in_session = os.getsid(process.pid) in sessions and process.create_time() >= began - RECORDED_WITHIN_S
             if (marked or in_session) and process.pid != os.getpid():
                 ours.add(process)
     for process in list(ours):
         with suppress(psutil.Error):
             ours |= set(process.children(recursive=True))
     return {process for process in ours if process.pid != os.getpid()}
-
-
-def _alive(pid: int, started_at: float) -> bool:
-    """Whether `pid` is still the process that was started then, and not a later one with its number."""
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started_at) < RECORD_S
-    return False

@@ -45,7 +45,7 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
             ttl_s=settings.kitbash_query_ttl,
             feed_maxlen=settings.kitbash_feed_maxlen,
             level=settings.diagnostic_level,
-            spool=settings.state_dir / f"spool-{replica}.jsonl",
+            spool=settings.state_dir / "spool.jsonl",
         ),
         Blackboard(redis_client(url)),
         Feed(redis_client(url)),

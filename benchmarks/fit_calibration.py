@@ -26,7 +26,7 @@ from kitbash_ray.config import PROJECT, load_settings
 from kitbash_ray.knowledge.cartridge import Fact, load_cartridge
 from kitbash_ray.knowledge.documents import read_jsonl
 from kitbash_ray.knowledge.embedder import open_embedder
-from kitbash_ray.knowledge.evidence import ALWAYS_AGAINST, ALWAYS_FOR, FEATURES, hybrid_scores, measure
+from kitbash_ray.knowledge.evidence import ALWAYS_AGAINST, ALWAYS_FOR, FEATURES, judge
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope, build_arrays
 from kitbash_ray.knowledge.retrieval import Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
@@ -75,9 +75,7 @@ def ask_all(
             }
             for layer, grains in found.items():
                 candidates = [grain.candidate(nearest, cosine) for grain, nearest, cosine in grains]
-                order = hybrid_scores(query, candidates, index.rarity)
-                best = int(np.argmax(order))
-                features = measure(query, candidates, index.rarity)[best]
+                best, features = judge(query, candidates, index.rarity)
                 right = grains[best][0].source.fact_id in expected
                 asked[layer].append(Asked(name, kind, bool(expected), right, features))
     return asked

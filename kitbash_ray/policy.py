@@ -86,17 +86,16 @@ class Fixed:
         if last is None or last.outcome != "answered":
             return _go_on(seen, "next-layer", _why(last))
         strength = _strength(last)
+        if last.layer == CONSULTED and (first := _consulted(seen.results)):
+            together = simple_average([_strength(first), strength])
+            if together > CONSULT_BAND[1]:
+                best = max((first, last), key=_strength)
+                return Decision("accept", "consensus", f"bitnet and {CONSULTED} average {together:.2f}", result=best)
         threshold = FIXED_THRESHOLDS[last.layer]
         if strength >= threshold:
             return Decision("accept", "fixed-threshold", f"{last.layer} has {strength:.2f} of {threshold:.2f}", result=last)
-        low, high = CONSULT_BAND
-        if last.layer == "bitnet" and low <= strength < high and CONSULTED in seen.waiting:
+        if _in_band(last) and CONSULTED in seen.waiting:
             return Decision("ask", "consult", f"bitnet has {strength:.2f}: a second opinion", layers=(CONSULTED,))
-        if last.layer == CONSULTED and (second := _consulted(seen.results)):
-            together = simple_average([_strength(second), strength])
-            if together > high:
-                best = max((second, last), key=_strength)
-                return Decision("accept", "consensus", f"bitnet and {CONSULTED} average {together:.2f}", result=best)
         return _go_on(seen, "next-layer", f"{last.layer} has {strength:.2f}, {threshold:.2f} is needed")
 
 
@@ -113,12 +112,13 @@ def _best(results: tuple[LayerResult, ...]) -> LayerResult | None:
 
 
 def _consulted(results: tuple[LayerResult, ...]) -> LayerResult | None:
-    """Layer 1's result, if it lay in the band that asks for a second opinion."""
+    """Layer 1's result, if it asked for a second opinion."""
+    return next((result for result in results if _in_band(result)), None)
+
+
+def _in_band(result: LayerResult) -> bool:
     low, high = CONSULT_BAND
-    for result in results:
-        if result.layer == "bitnet" and result.outcome == "answered" and low <= _strength(result) < high:
-            return result
-    return None
+    return result.layer == "bitnet" and result.outcome == "answered" and low <= _strength(result) < high
 
 
 def _strength(result: LayerResult) -> float:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
@@ -37,7 +39,7 @@ class Recorder:
         self._ttl, self._maxlen, self._level = str(ttl_s), str(feed_maxlen), level
         self._script = RECORD_SCRIPT.read_text()
         self._sha: str | None = None
-        self._spool = spool
+        self._spool, self._lock = spool, spool.with_suffix(".lock")
         self._waiting: list[Event] = []
         self._writing = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
@@ -58,6 +60,8 @@ class Recorder:
             self._timer.cancel()
             self._timer = None
         async with self._writing:
+            if self._spool.exists() and not self._waiting and time.monotonic() >= self._retry_at:
+                await self._write([])
             while self._waiting:
                 batch, self._waiting = self._waiting[:BATCH_EVENTS], self._waiting[BATCH_EVENTS:]
                 if not await self._write(batch):
@@ -75,8 +79,7 @@ class Recorder:
         if time.monotonic() < self._retry_at:
             return False
         try:
-            if not self.healthy or self._spool.exists():
-                await self._replay()
+            await self._replay()
             await self._send(batch)
         except (RedisError, OSError) as error:
             if self.healthy:
@@ -88,6 +91,8 @@ class Recorder:
         return True
 
     async def _send(self, batch: list[Event]) -> None:
+        if not batch:
+            return
         arguments = (FEED, self._ttl, self._maxlen, operations(batch, level=self._level))
         try:
             if self._sha is None:
@@ -98,17 +103,29 @@ class Recorder:
             await self._redis.evalsha(self._sha, 1, *arguments)
 
     def _keep(self, batch: list[Event]) -> None:
-        if self._spool.exists() and self._spool.stat().st_size > SPOOL_BYTES:
-            log.error("%s is full; %d events are lost", self._spool, len(batch))
-            return
-        with self._spool.open("ab") as file:
-            file.write(b"".join(encode(event) + b"\n" for event in batch))
+        with FileLock(self._lock):
+            if self._spool.exists() and self._spool.stat().st_size > SPOOL_BYTES:
+                log.error("%s is full; %d events are lost", self._spool, len(batch))
+                return
+            with self._spool.open("ab") as file:
+                file.write(b"".join(encode(event) + b"\n" for event in batch))
+        if self._timer is None:  # look again even if nobody asks anything
+            self._timer = asyncio.get_running_loop().call_later(RETRY_S * 1.1, self._due)
 
     async def _replay(self) -> None:
+        """Write what the spool holds, in order and once, also if it was another process that put it there."""
         if not self._spool.exists():
             return
-        lines = self._spool.read_bytes().splitlines()
-        for start in range(0, len(lines), BATCH_EVENTS):
-            await self._send([decode(Event, line) for line in lines[start : start + BATCH_EVENTS]])
-        self._spool.unlink()
-        log.info("wrote %d events from the spool", len(lines))
+        with suppress(Timeout), FileLock(self._lock, timeout=0):
+            lines = self._spool.read_bytes().splitlines(keepends=True)
+            written = 0
+            try:
+                for written in range(0, len(lines), BATCH_EVENTS):
+                    await self._send([decode(Event, line) for line in lines[written : written + BATCH_EVENTS]])
+                written = len(lines)
+            finally:
+                if written < len(lines):
+                    self._spool.write_bytes(b"".join(lines[written:]))
+                else:
+                    self._spool.unlink()
+            log.info("wrote %d events from the spool", len(lines))

@@ -6,7 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from kitbash_ray.config import Settings
+
+#: The record is written at most this many seconds after the processes it names were started.
+RECORDED_WITHIN_S = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,21 @@ def read_record(settings: Settings) -> Running | None:
         return Running(**json.loads(record_file(settings).read_text()))
     except (OSError, ValueError, TypeError):  # none, or one that was cut short: as good as none
         return None
+
+
+def running(settings: Settings) -> Running | None:
+    """The recorded cluster if its head process still lives, else None."""
+    found = read_record(settings)
+    return found if found and alive(found.ray_pid, found.started_at) else None
+
+
+def alive(pid: int, started_at: float) -> bool:
+    """Whether `pid` is still the process that was started then, and not a later one with its number."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started_at) < RECORDED_WITHIN_S
+    except psutil.Error:
+        return False
 
 
 def front_door_url(settings: Settings) -> str:

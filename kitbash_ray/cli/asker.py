@@ -10,7 +10,7 @@ from kitbash_ray.cli.console import errors, progress_bar
 from kitbash_ray.client import Kitbash
 from kitbash_ray.config import Settings
 from kitbash_ray.errors import InvalidQuery
-from kitbash_ray.state import read_record
+from kitbash_ray.state import running
 from kitbash_ray.types import LAYER_NUMBERS, MAX_QUERY_CHARS, Answer, Event, Query
 
 Mode = Literal["direct", "redis"]
@@ -112,7 +112,7 @@ class DirectAsker:
 def open_asker(mode: Mode | None, settings: Settings) -> Asker:
     """The asker of `mode`; without one, the running cluster, else this process."""
     if mode is None:
-        mode = "redis" if settings.kitbash_url or read_record(settings) else "direct"
+        mode = "redis" if settings.kitbash_url or running(settings) else "direct"
     return ClusterAsker(settings) if mode == "redis" else DirectAsker(settings)
 
 

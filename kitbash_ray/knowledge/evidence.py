@@ -72,19 +72,21 @@ class _Match:
     order: float
 
 
-def hybrid_scores(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> list[float]:
-    """Cosine plus shared rare words: the order in which candidates are considered."""
-    return [match.order for match in _matches(read(question), candidates, rarity)]
+def judge(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> tuple[int, tuple[float, ...]]:
+    """The number of the best of `candidates` (at least one) and its FEATURES, seen beside the others.
 
-
-def measure(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> list[tuple[float, ...]]:
-    """The FEATURES of each candidate, seen beside the others."""
+    The best has the highest cosine once shared rare words are counted in.
+    """
     asked = read(question)
-    kind = question_kind(question)
     matches = _matches(asked, candidates, rarity)
-    return [
-        _features(at, asked, kind, candidates, matches, rarity) for at in range(len(candidates))
-    ]
+    best = max(range(len(matches)), key=lambda at: matches[at].order)
+    return best, _features(best, asked, question_kind(question), candidates, matches, rarity)
+
+
+def measure(question: str, candidates: Sequence[Candidate], rarity: Rarity, at: int = 0) -> tuple[float, ...]:
+    """The FEATURES of candidate number `at`, seen beside the others."""
+    asked = read(question)
+    return _features(at, asked, question_kind(question), candidates, _matches(asked, candidates, rarity), rarity)
 
 
 def _matches(asked: Words, candidates: Sequence[Candidate], rarity: Rarity) -> list[_Match]:

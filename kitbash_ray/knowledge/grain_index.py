@@ -68,7 +68,7 @@ class GrainIndex:
         self._names: list[str] = json.loads(bytes(arrays["cartridges"]))
         self._masks = lru_cache(maxsize=64)(self._row_mask)
         self._grain = lru_cache(maxsize=4096)(self._read_grain)
-        self._askings = lru_cache(maxsize=4096)(self._read_askings)
+        self._is_asking = lru_cache(maxsize=4096)(self._compare_askings)
         self._terms: dict[int, int] = dict(
             zip(arrays["term_keys"].tolist(), arrays["term_counts"].tolist(), strict=True)
         )
@@ -90,10 +90,9 @@ class GrainIndex:
         at = int(keys.searchsorted(key))
         while at < len(keys) and keys[at] == key:
             number = int(self._arrays["key_grains"][at])
-            if self._in_scope(number, scope):
-                # The hash has 64 bits; this makes an answer independent of luck.
-                if wanted in self._askings(number):
-                    return self._grain(number)
+            # The hash has 64 bits; comparing the texts makes an answer independent of luck.
+            if self._in_scope(number, scope) and self._is_asking(number, wanted):
+                return self._grain(number)
             at += 1
         return None
 
@@ -155,9 +154,11 @@ class GrainIndex:
             return bool(begins <= today and (not ends or today <= ends))
         return True
 
-    def _read_askings(self, number: int) -> frozenset[str]:
+    def _compare_askings(self, number: int, wanted: str) -> bool:
         grain = self._grain(number)
-        return frozenset(map(normalize, (*grain.asks, grain.source.text)))
+        # The text that is meant has nearly the same length, so the others need no normalizing.
+        texts = sorted((*grain.asks, grain.source.text), key=lambda text: abs(len(text) - len(wanted)))
+        return wanted in map(normalize, texts)
 
     def _read_grain(self, number: int) -> Grain:
         start, end = self._arrays["offsets"][number : number + 2]

@@ -73,7 +73,7 @@ NUMBER_WORDS = {
 } | {"thirty": "30", "forty": "40", "fifty": "50", "hundred": "100", "thousand": "1000", "half": "0.5"}
 
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)*[+#]*|\d+")
-_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+_WORD = re.compile(r"[^\W_][\w+#'-]*")
 _stem = lru_cache(maxsize=65536)(snowballstemmer.stemmer("english").stemWord)
 
 
@@ -181,11 +181,18 @@ def _canonical(number: str) -> str:
 def _names(text: str) -> frozenset[str]:
     """Stems of proper names: capitals inside a sentence, acronyms, letters mixed with digits."""
     found = set()
-    for match in re.finditer(r"[^\W_][\w+#'-]*", text):
+    for match in _WORD.finditer(text):
         word = match.group()
-        start = not text[: match.start()].strip(" \t\"'(“‘") or text[: match.start()].rstrip()[-1:] in ".!?:"
-        inner_capital = any(char.isupper() for char in word[1:])
-        mixed = any(c.isdigit() for c in word) and any(c.isalpha() for c in word)
-        if inner_capital or mixed or (word[0].isupper() and not start and len(word) > 1):
+        if word.islower():
+            continue
+        inside = not (word[1:].islower() or len(word) == 1)  # a capital or a digit after the first letter
+        if inside and not word.isdigit():
+            found.add(stem(word.casefold()))
+        elif len(word) > 1 and word[0].isupper() and not _begins_sentence(text, match.start()):
             found.add(stem(word.casefold()))
     return frozenset(found)
+
+
+def _begins_sentence(text: str, at: int) -> bool:
+    before = text[:at].rstrip(" \t\"'(“‘")
+    return not before or before[-1] in ".!?:"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
-from kitbash_ray.knowledge.evidence import Candidate, Rarity, hybrid_scores, measure
+from kitbash_ray.knowledge.evidence import Candidate, Rarity, judge, measure
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
 from kitbash_ray.knowledge.retrieval import Found, Retrieval
 from kitbash_ray.knowledge.text import read, stands_alone, tokens
@@ -84,9 +84,7 @@ class CartridgeLayer:
 
     def _single(self, text: str, found: list[Found], rarity: Rarity) -> _Synthesis:
         candidates = [item.grain.candidate(item.nearest, item.cosine) for item in found]
-        order = hybrid_scores(text, candidates, rarity)
-        best = int(np.argmax(order))
-        features = measure(text, candidates, rarity)[best]
+        best, features = judge(text, candidates, rarity)
         return _Synthesis((found[best],), self._fit.confidence(features), found[best].cosine)
 
     def _pair(
@@ -102,7 +100,7 @@ class CartridgeLayer:
                     continue
                 others = [o.grain.candidate(o.nearest, o.cosine) for o in found if o not in (first, second)]
                 joined = _joined(first, second, vector)
-                features = measure(text, [joined, *others], rarity)[0]
+                features = measure(text, [joined, *others], rarity)
                 confidence = self._fit.confidence(features)
                 if best is None or confidence > best.confidence:
                     best = _Synthesis((first, second), confidence, joined.cosine)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
-from kitbash_ray.knowledge.evidence import hybrid_scores, measure
+from kitbash_ray.knowledge.evidence import judge
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
 from kitbash_ray.knowledge.text import stands_alone
 from kitbash_ray.types import LayerResult, Query, Source
@@ -46,9 +46,7 @@ class GrainLayer:
         if not found:
             return LayerResult(self.name, "abstained", reason="no grain in this scope")
         candidates = [grain.candidate(nearest, cosine) for grain, nearest, cosine in found]
-        order = hybrid_scores(text, candidates, index.rarity)
-        best = max(range(len(order)), key=order.__getitem__)
-        features = measure(text, candidates, index.rarity)[best]
+        best, features = judge(text, candidates, index.rarity)
         confidence = self._calibration.layers[self.name].confidence(features)
         grain, nearest, cosine = found[best]
         return self._said(replace(grain.source, score=round(cosine, 4)), confidence, f"nearest: {nearest!r}")
