@@ -32,8 +32,8 @@ FEED = PREFIX + "feed"
 HEARTBEAT_S, HEARTBEATS_MISSED = 1.0, 3
 RECORD_SCRIPT = Path(__file__).with_name("record.lua")
 
-#: Which events the feed keeps at each DIAGNOSTIC_LEVEL, the noisiest first.
-_LEVELS = ("debug", "info", "warning", "error")
+#: The levels of DIAGNOSTIC_LEVEL, the noisiest first.
+_LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 
 def query_key(query_id: str) -> str:
@@ -75,18 +75,21 @@ def operations(events: Sequence[Event], *, level: str) -> bytes:
     hashes: dict[str, dict[bytes, bytes]] = {}
     queries: dict[str, bytes] = {}
     for event in events:
-        query = None
+        query_id = event.query_id
+        fields = hashes.setdefault(query_id, {})
+        query = result = answer = None
         if event.query:
-            query = queries.get(event.query_id) or queries.setdefault(event.query_id, encode(event.query))
-        result = encode(event.result) if event.result else None
-        answer = encode(event.answer, whole=True) if event.answer else None
+            query = queries.get(query_id) or queries.setdefault(query_id, encode(event.query))
+        if event.result:
+            result = encode(event.result)
+            words += (b"value", layer_key(query_id, event.result.layer, "result").encode(), result)
+        elif event.answer:
+            answer = encode(event.answer, whole=True)
+        elif event.kind == "layer.started" and event.layer:
+            words += (b"value", layer_key(query_id, event.layer, "request").encode(), query or b"{}")
         line = encode_event(event, query, result, answer)
-        words += (b"event", events_key(event.query_id).encode(), b"1" if passes(event, level) else b"0", line)
-        hashes.setdefault(event.query_id, {}).update(_fold(event, answer))
-        if event.kind == "layer.started" and event.layer:
-            words += (b"value", layer_key(event.query_id, event.layer, "request").encode(), query or b"{}")
-        elif event.layer and result:
-            words += (b"value", layer_key(event.query_id, event.layer, "result").encode(), result)
+        words += (b"event", events_key(query_id).encode(), b"1" if passes(event, level) else b"0", line)
+        _fold(fields, event, answer)
     for query_id, fields in hashes.items():
         if fields:
             words += (b"hash", query_key(query_id).encode(), b"%d" % (2 * len(fields)))
@@ -95,29 +98,31 @@ def operations(events: Sequence[Event], *, level: str) -> bytes:
     return b"\0".join((*words, b""))
 
 
-def _fold(event: Event, answer: bytes | None) -> dict[bytes, bytes]:
-    """The fields of the query's hash that `event` sets."""
+def _fold(fields: dict[bytes, bytes], event: Event, answer: bytes | None) -> None:
+    """Set the fields of the query's hash that `event` changes."""
     if event.kind == "query.received" and event.query:
-        text = event.query.text.replace("\0", " ").encode()
-        return {b"state": b"running", b"text": text, b"asked_at": repr(event.query.asked_at).encode()}
-    if event.kind == "layer.started" and event.layer:
-        return {b"layer": event.layer.encode()}
-    if event.answer and answer:
-        return {b"state": event.answer.status.encode(), b"finished_at": repr(event.at).encode(), b"answer": answer}
-    return {}
+        fields[b"state"] = b"running"
+        fields[b"text"] = event.query.text.replace("\0", " ").encode()
+        fields[b"asked_at"] = b"%r" % event.query.asked_at
+    elif event.kind == "layer.started" and event.layer:
+        fields[b"layer"] = event.layer.encode()
+    elif event.answer and answer:
+        fields[b"state"] = event.answer.status.encode()
+        fields[b"finished_at"] = b"%r" % event.at
+        fields[b"answer"] = answer
 
 
 def passes(event: Event, level: str) -> bool:
     """Whether the feed keeps `event` at `level`."""
     if event.kind == "layer.delta":
         severity = "debug"
-    elif event.kind == "layer.finished" and event.result and event.result.outcome in ("failed", "timeout"):
+    elif event.result and event.result.outcome in ("failed", "timeout"):
         severity = "error"
-    elif event.kind == "query.finished" and event.answer and event.answer.status != "answered":
+    elif event.answer and event.answer.status != "answered":
         severity = "error" if event.answer.status == "failed" else "warning"
     else:
         severity = "info"
-    return _LEVELS.index(severity) >= _LEVELS.index(level)
+    return _LEVELS[severity] >= _LEVELS[level]
 
 
 class Blackboard:

@@ -59,7 +59,6 @@ class Cascade:
         while True:
             decision = self._policy.decide(self._situation(run))
             if decision.action != "ask":
-                yield run.event("policy.decided", reason=f"{decision.rule}: {decision.reason}")
                 yield run.event("query.finished", answer=run.answer(decision, self._policy.name))
                 return
             for name in decision.layers:

@@ -188,8 +188,7 @@ def _refuse_unknown(environment: Any) -> None:
 
 #: Set by `kitbash up` for the processes it starts, so that `kitbash down` finds all of them.
 CLUSTER_MARK = "KITBASH_CLUSTER_ID"
-#: Read by benchmarks, not by the program.
-INTERNAL = {CLUSTER_MARK, "KITBASH_BENCH_DATA"}
+INTERNAL = {CLUSTER_MARK}
 
 
 def _hint(name: str, known: set[str]) -> str:

@@ -54,6 +54,8 @@ class Direct:
             settings,
         )
 
+        self.cartridges = index.cartridges
+
     @property
     def problems(self) -> tuple[str, ...]:
         """A sentence for each cartridge that could not be read."""

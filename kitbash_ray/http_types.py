@@ -31,10 +31,10 @@ class QueryIn(BaseModel):
     query: Annotated[
         str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"^[^\x00]*$")
     ] = Field(description="The question.")
-    history: list[TurnIn] = Field([], max_length=MAX_TURNS, description="What was said before, oldest first.")
-    factions: list[Faction] = Field(["general"], min_length=1, max_length=3, description="Which knowledge may answer.")
-    cartridges: list[Annotated[str, StringConstraints(max_length=64)]] = Field(
-        [], max_length=64, description="Only these cartridges; empty means all of the factions."
+    history: tuple[TurnIn, ...] = Field((), max_length=MAX_TURNS, description="What was said before, oldest first.")
+    factions: tuple[Faction, ...] = Field(("general",), min_length=1, max_length=3, description="Which knowledge may answer.")
+    cartridges: tuple[Annotated[str, StringConstraints(max_length=64)], ...] = Field(
+        (), max_length=64, description="Only these cartridges; empty means all of the factions."
     )
     max_error: float | None = Field(None, gt=0, lt=1, description="Share of accepted answers that may be wrong.")
     timeout_s: float | None = Field(None, gt=0, le=600, description="Seconds the answer may take.")
@@ -44,8 +44,8 @@ class QueryIn(BaseModel):
             text=self.query,
             id=new_query_id(),
             history=tuple(Turn(turn.role, turn.text) for turn in self.history),  # type: ignore[arg-type]
-            factions=tuple(self.factions),
-            cartridges=tuple(self.cartridges),
+            factions=self.factions,
+            cartridges=self.cartridges,
             max_error=self.max_error,
             deadline_s=self.timeout_s,
         )

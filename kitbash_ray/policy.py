@@ -104,11 +104,16 @@ def _go_on(seen: Situation, rule: str, reason: str) -> Decision:
         return Decision("abstain", "deadline", "the time for this question is over", result=_best(seen.results))
     if seen.waiting:
         return Decision("ask", rule, reason, layers=seen.waiting[:1])
-    return Decision("abstain", "nobody-sure", f"no layer is sure enough: {reason}", result=_best(seen.results))
+    return Decision("abstain", "nobody-sure", f"no layer is sure enough: {_surest(seen.results, reason)}", result=_best(seen.results))
 
 
 def _best(results: tuple[LayerResult, ...]) -> LayerResult | None:
     return max((result for result in results if result.outcome == "answered"), key=_strength, default=None)
+
+
+def _surest(results: tuple[LayerResult, ...], reason: str) -> str:
+    best = _best(results)
+    return f"the best, {best.layer}, has {_strength(best):.2f}" if best else reason
 
 
 def _consulted(results: tuple[LayerResult, ...]) -> LayerResult | None:

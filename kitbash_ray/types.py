@@ -25,7 +25,6 @@ EventKind = Literal[
     "layer.started",
     "layer.delta",
     "layer.finished",
-    "policy.decided",
     "query.finished",
 ]
 

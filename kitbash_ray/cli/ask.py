@@ -41,7 +41,7 @@ def ask(
     settings = load_settings(cartridges_dir=cartridges)
     start_log(settings)
     many = question == [STANDARD_INPUT]
-    asker = askers.open_asker("direct" if cartridges and mode is None else mode, settings)
+    asker = askers.open_asker(mode, settings, own_cartridges=cartridges is not None)
     failed = False
     try:
         for text in _lines() if many else [" ".join(question)]:

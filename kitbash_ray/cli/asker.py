@@ -9,8 +9,9 @@ from typing import Any, Literal, Protocol
 from kitbash_ray.cli.console import errors, progress_bar
 from kitbash_ray.client import Kitbash
 from kitbash_ray.config import Settings
-from kitbash_ray.errors import InvalidQuery
+from kitbash_ray.errors import ConfigError, InvalidQuery
 from kitbash_ray.state import running
+from kitbash_ray.knowledge.grain_index import known_cartridges
 from kitbash_ray.types import LAYER_NUMBERS, MAX_QUERY_CHARS, Answer, Event, Query
 
 Mode = Literal["direct", "redis"]
@@ -89,6 +90,7 @@ class DirectAsker:
 
     def events(self, query: Query) -> Iterator[Event]:
         checked(query)
+        known_cartridges(query, self._direct.cartridges)
         events = self._direct.cascade.run(query)
         try:
             while True:
@@ -109,8 +111,15 @@ class DirectAsker:
         self._loop.close()
 
 
-def open_asker(mode: Mode | None, settings: Settings) -> Asker:
-    """The asker of `mode`; without one, the running cluster, else this process."""
+def open_asker(mode: Mode | None, settings: Settings, *, own_cartridges: bool = False) -> Asker:
+    """The asker of `mode`; without one, the running cluster, else this process.
+
+    `own_cartridges`: a folder was named on the command line, which only this process can read.
+    """
+    if own_cartridges and mode == "redis":
+        raise ConfigError("--cartridges works with --mode direct; a running cluster reads CARTRIDGES_DIR.")
+    if own_cartridges:
+        mode = "direct"
     if mode is None:
         mode = "redis" if settings.kitbash_url or running(settings) else "direct"
     return ClusterAsker(settings) if mode == "redis" else DirectAsker(settings)

@@ -32,7 +32,7 @@ def chat(
     """
     settings = load_settings(cartridges_dir=cartridges)
     start_log(settings)
-    talk = Chat(askers.open_asker("direct" if cartridges and mode is None else mode, settings))
+    talk = Chat(askers.open_asker(mode, settings, own_cartridges=cartridges is not None))
     try:
         talk.run()
     finally:

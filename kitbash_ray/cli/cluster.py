@@ -51,6 +51,7 @@ def show_where(settings: Settings, found: Running) -> None:
     output.print(f"front door  {found.url}  (API description: {found.url}/docs)", soft_wrap=True)
     output.print(f"token       {where}", soft_wrap=True)
     output.print(f"dashboard   {found.dashboard}", soft_wrap=True)
+    output.print("[dim]HAProxy listens on every address of this machine; the token is what keeps others out.[/]")
 
 
 def down() -> None:

@@ -33,7 +33,8 @@ FEATURES = (
     "numbers_differ",  # the question names a number that the fact lacks
     "negation_differs",  # one is negated, the other not
     "names_differ",  # share of the question's names that the fact lacks
-    "wrong_kind",  # how many, when, who or why, and the fact has no number, date, name or cause
+    "wrong_kind",  # how many, when or who, and the fact has no number, date or name
+    "unexplained",  # why, and the fact has no word of a cause
     "subject",  # the question names what the fact begins with
     "fact_coverage",  # share of the fact's content words that the question has
     "length",  # content words in the question, of twelve
@@ -49,7 +50,8 @@ FEATURES = (
 ALWAYS_FOR = frozenset({"cosine", "lead", "hybrid_lead"})
 ALWAYS_AGAINST = frozenset(
     {
-        "uncovered", "numbers_differ", "negation_differs", "names_differ", "wrong_kind", "one_word_off",
+        "uncovered", "numbers_differ", "negation_differs", "names_differ", "wrong_kind", "unexplained",
+        "one_word_off",
         "opposite", "contradicted", "swapped",
     }
 )  # fmt: skip
@@ -117,7 +119,8 @@ def _features(
     uncovered = max((weight for stem, weight in weights.items() if stem not in has), default=0.0)
     wrong_kind = float(_wrong_kind(kind, candidate.text))
     numbers_differ = float(not asked.numbers <= match.words.numbers)
-    negation_differs = float(asked.negated != (read(candidate.text).negated or nearest.negated))
+    negation_differs = float(_negation_differs(kind, asked.negated, read(candidate.text).negated or nearest.negated))
+    unexplained = float(kind == "why" and not _CAUSE.search(candidate.text))
     opposite = float(any(opposites(stem) & has for stem in weights if stem not in has))
     asked_before = float(candidate.nearest in candidate.asks)
     unasked = max((weight for stem, weight in near_weights.items() if stem not in weights), default=0.0)
@@ -132,6 +135,7 @@ def _features(
         negation_differs,
         len(lacking_names) / len(asked.names) if asked.names else 0.0,
         wrong_kind,
+        unexplained,
         float(bool(set(read(candidate.text).content[:2]) & set(asked.content))),
         sum(weight for stem, weight in near_weights.items() if stem in weights) / (sum(near_weights.values()) or 1.0),
         min(len(asked.content), 12) / 12,
@@ -160,6 +164,9 @@ def _wrong_kind(kind: str, text: str) -> bool:
         return not words.numbers
     if kind == "when":
         return not _DATE.search(text)
-    if kind == "why":
-        return not _CAUSE.search(text)
     return kind == "who" and not words.names
+
+
+def _negation_differs(kind: str, asked: bool, said: bool) -> bool:
+    """Whether a negation on one side only changes the answer: it does not for "does X ...?" and "why not X?"."""
+    return asked != said and kind not in ("yesno", "why")

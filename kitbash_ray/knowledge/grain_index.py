@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kitbash_ray.errors import InvalidQuery
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.evidence import Candidate
 from kitbash_ray.knowledge.text import normalize, read
 from kitbash_ray.knowledge.vectors import Progress, VectorStore
-from kitbash_ray.types import Faction, Source
+from kitbash_ray.types import Faction, Query, Source
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -75,6 +76,11 @@ class GrainIndex:
 
     def __len__(self) -> int:
         return len(self._arrays["offsets"]) - 1
+
+    @property
+    def cartridges(self) -> tuple[str, ...]:
+        """Names of all cartridges in the library, also of those without a grain."""
+        return tuple(self._names)
 
     @property
     def nbytes(self) -> int:
@@ -167,6 +173,13 @@ class GrainIndex:
         return Grain(Source(score=1.0, **fields), asks)
 
 
+def known_cartridges(query: Query, names: Sequence[str]) -> None:
+    """Raises InvalidQuery when the query wants a cartridge that is not among `names`."""
+    for wanted in query.cartridges:
+        if wanted not in names:
+            raise InvalidQuery(f"There is no cartridge {wanted!r}; there are: {', '.join(names) or 'none'}.")
+
+
 def is_grain(fact: Fact) -> bool:
     """Whether a fact is definite enough to answer by itself."""
     return bool(fact.asks) or len(fact.text) <= GRAIN_CHARS
@@ -176,12 +189,12 @@ def build_arrays(
     facts: Sequence[Fact], store: VectorStore, progress: Progress | None = None
 ) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an index over the grains among `facts`."""
+    names = sorted({fact.cartridge for fact in facts})
     facts = [fact for fact in facts if is_grain(fact)]
     rows = [(number, place, text) for number, fact in enumerate(facts) for place, text in enumerate(_texts(fact))]
     vectors = store.vectors([text for _, _, text in rows], progress)
     center = vectors.mean(axis=0) if len(vectors) else np.zeros(store.embedder.dimensions, np.float32)
     keys = sorted((_key(normalize(text)), number) for number, _, text in rows)
-    names = sorted({fact.cartridge for fact in facts})
     blobs = [_blob(fact) for fact in facts]
     terms = _term_counts(facts)
     return {

@@ -7,6 +7,7 @@ the embedding model and the index format. A lock makes a second process wait for
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
 from pathlib import Path
@@ -21,7 +22,8 @@ from kitbash_ray.knowledge.library import Contents, Library
 from kitbash_ray.knowledge.vectors import Progress, VectorStore
 
 #: Raise it when the arrays or the table change their shape.
-FORMAT = 1
+FORMAT = 2
+PROBLEMS = "problems.json"
 #: Build products kept besides the newest, and the age in seconds below which none is removed,
 #: because another process may still read it.
 KEEP, KEEP_S = 3, 3600.0
@@ -57,8 +59,9 @@ class IndexBuilder:
         target = folder / "grains.npz"
         with FileLock(folder.with_suffix(".lock")):
             if not target.is_file():
-                arrays = grain_index.build_arrays(self._contents().facts, self._store, progress)
-                grain_index.save_arrays(arrays, target)
+                contents = self._contents(folder)
+                grain_index.save_arrays(grain_index.build_arrays(contents.facts, self._store, progress), target)
+            self._recall(folder)
         return grain_index.load_arrays(target)
 
     def table(self, version: str, progress: Progress | None = None) -> Path:
@@ -67,13 +70,18 @@ class IndexBuilder:
         target = folder / "table"
         with FileLock(folder.with_suffix(".lock")):
             if not target.is_dir():
-                retrieval.build_table(self._contents().facts, self._store, target, progress)
+                retrieval.build_table(self._contents(folder).facts, self._store, target, progress)
+            self._recall(folder)
         return target
 
-    def _contents(self) -> Contents:
+    def _contents(self, folder: Path) -> Contents:
+        """The library; its problems are kept with what is built from it."""
         contents = self.library.load()
-        self.problems = contents.problems
+        (folder / PROBLEMS).write_text(json.dumps(contents.problems))
         return contents
+
+    def _recall(self, folder: Path) -> None:
+        self.problems = tuple(json.loads((folder / PROBLEMS).read_text()))
 
     def _folder(self, version: str) -> Path:
         folder = self._root / version

@@ -25,6 +25,8 @@ STOP_WORDS = frozenset(
     upon us use used uses using usually very want was way we well were what when where which while who
     whom whose why will with within would yet you your yours vs happen happens happened called call
     exactly actually basically explain describe define definition meaning difference does
+    work works working need needs needed look looks looking come comes become becomes bring brings turn turns
+    person people everyone everybody able possible still really around inside actually kinda usually typically
     anyone anybody someone somebody whats hows whos wheres thats im ive dont isnt
     """.split()
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -90,21 +91,16 @@ class CartridgeLayer:
     def _pair(
         self, text: str, vector: npt.NDArray[np.float32], found: list[Found], rarity: Rarity
     ) -> _Synthesis | None:
-        """The two facts that together cover the question best, if each adds a word of it."""
+        """The two best facts of which each has a word of the question that the other lacks."""
         asked = set(read(text).content)
-        best: _Synthesis | None = None
-        for at, first in enumerate(found):
-            for second in found[at + 1 :]:
-                ours, theirs = (asked & _words(item) for item in (first, second))
-                if not (ours - theirs and theirs - ours):
-                    continue
-                others = [o.grain.candidate(o.nearest, o.cosine) for o in found if o not in (first, second)]
+        words = {item.grain.source.fact_id: asked & _words(item) for item in found}
+        for first, second in sorted(combinations(found, 2), key=lambda pair: -(pair[0].cosine + pair[1].cosine)):
+            ours, theirs = words[first.grain.source.fact_id], words[second.grain.source.fact_id]
+            if ours - theirs and theirs - ours:
+                others = [item.grain.candidate(item.nearest, item.cosine) for item in found if item not in (first, second)]
                 joined = _joined(first, second, vector)
-                features = measure(text, [joined, *others], rarity)
-                confidence = self._fit.confidence(features)
-                if best is None or confidence > best.confidence:
-                    best = _Synthesis((first, second), confidence, joined.cosine)
-        return best
+                return _Synthesis((first, second), self._fit.confidence(measure(text, [joined, *others], rarity)), joined.cosine)
+        return None
 
 
 def _joined(first: Found, second: Found, vector: npt.NDArray[np.float32]) -> Candidate:

@@ -13,7 +13,7 @@ from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
 from kitbash_ray.knowledge.evidence import judge
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
-from kitbash_ray.knowledge.text import stands_alone
+from kitbash_ray.knowledge.text import read, stands_alone
 from kitbash_ray.types import LayerResult, Query, Source
 
 
@@ -36,8 +36,8 @@ class GrainLayer:
         scope = Scope(query.factions, query.cartridges)
         if exact := self.index.exact(query.text, scope):
             return self._said(exact.source, self._calibration.exact, "exact match")
-        if not stands_alone(query.text):
-            return LayerResult(self.name, "abstained", reason="the question does not stand on its own")
+        if not read(query.text).content and not read(query.text).numbers:
+            return LayerResult(self.name, "abstained", reason="the question names no topic")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._by_meaning, self.index, query.text, scope)
 
