@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+import re
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -29,10 +30,11 @@ from actors.frontdoor import open_orchestrator
 from actors.orchestrator import Orchestrator
 from kitbash_ray import __version__
 from kitbash_ray.config import Settings, load_settings
-from kitbash_ray.errors import StoreError
+from kitbash_ray.errors import InvalidQuery, StoreError
 from kitbash_ray.http_types import ErrorOut, QueryIn
+from kitbash_ray.knowledge.grain_index import known_cartridges
 from kitbash_ray.token import ensure_token
-from kitbash_ray.types import LAYER_NUMBERS, Answer, Event, encode
+from kitbash_ray.types import LAYER_NUMBERS, Answer, Event, Query, encode
 
 APP_NAME = "kitbash"
 #: The largest body that is read, in bytes; a question with a long history is far below.
@@ -40,6 +42,9 @@ MAX_BODY = 1 << 20
 #: Paths that need no token: they tell nothing about questions or knowledge.
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup", "/docs", "/openapi.json"})
 JSON = "application/json"
+QUERY_ID = re.compile(r"q_[0-9a-f]{16}", re.ASCII)
+#: A place in the feed: the id of a Redis stream entry, or `$` for now.
+FEED_POSITION = re.compile(r"\$|\d{1,15}(-\d{1,15})?", re.ASCII)
 REFUSALS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorOut} for code in (400, 401, 413, 429)}
 
 
@@ -62,7 +67,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
-        self._expected = f"Bearer {token}".encode()
+        self._expected = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -74,7 +79,8 @@ class Gate:
                 given = value
             elif name == b"content-length":
                 length = value
-        if not hmac.compare_digest(given, self._expected):
+        scheme, _, token = given.partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._expected):
             refused = refusal(401, "A token is needed: send `Authorization: Bearer <token>`; `kitbash status` tells where it is.")
             refused.headers["WWW-Authenticate"] = "Bearer"
             await refused(scope, receive, send)
@@ -104,54 +110,67 @@ async def read_query(request: Request) -> QueryIn:
 def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> ASGIApp:
     """The routes over `orchestrator` as an ASGI application."""
     http = FastAPI(title="Kitbash", version=__version__, redoc_url=None, description=__doc__)
-    router = http.router
-    router.route_class = PlainRoute
-    body = {"requestBody": {"required": True, "content": {JSON: {"schema": QueryIn.model_json_schema()}}}}
-
-    def busy() -> Response | None:
-        if orchestrator.in_flight < settings.kitbash_max_in_flight:
-            return None
-        refused = refusal(429, "Too many questions at once; try again in a second.", "overloaded")
-        refused.headers["Retry-After"] = "1"
-        return refused
-
-    @router.post("/v1/query", response_model=Answer, responses=REFUSALS, openapi_extra=body, summary="Ask, and get the answer")
-    async def query(request: Request) -> Response:
-        asked = await read_query(request)
-        answer = await orchestrator.ask(asked.to_query()) if not (refused := busy()) else None
-        return Response(encode(answer, whole=True), media_type=JSON) if answer else refused or Response()
-
-    @router.post("/v1/query/stream", responses=REFUSALS, openapi_extra=body, summary="Ask, and see the events as they happen (SSE)")
-    async def stream(request: Request) -> Response:
-        asked = await read_query(request)
-        return busy() or sse(event_lines(orchestrator, asked))
-
-    @router.get("/v1/queries/{query_id}", summary="The state of a query on the blackboard")
-    async def state(request: Request) -> Response:
-        await orchestrator.recorder.flush()
-        found = await orchestrator.blackboard.query(request.path_params["query_id"])
-        return Response(encode(found, whole=True), media_type=JSON) if found else unknown(request)
-
-    @router.get("/v1/queries/{query_id}/events", summary="The events of a query, in order")
-    async def events(request: Request) -> Response:
-        await orchestrator.recorder.flush()
-        found = await orchestrator.blackboard.events(request.path_params["query_id"])
-        return Response(b"[" + b",".join(map(encode, found)) + b"]", media_type=JSON) if found else unknown(request)
-
-    @router.get("/v1/feed", summary="Every event of all queries as it happens (SSE)")
-    async def feed(request: Request) -> Response:
-        after = request.headers.get("last-event-id") or request.query_params.get("after") or "$"
-        if after != "$" and not after.replace("-", "").isdigit():
-            return refusal(400, "`after` is the id of an event of the feed, `0` or `$`.")
-        return sse(feed_lines(orchestrator, after))
-
-    @router.get("/v1/layers", summary="The layers: where they run and how they are")
-    async def layers(request: Request) -> Response:
-        return JSONResponse(layer_list(orchestrator, await orchestrator.blackboard.actors()))
-
+    http.router.route_class = PlainRoute
+    add_questions(http, orchestrator, settings.kitbash_max_in_flight)
+    add_blackboard(http, orchestrator)
     add_health(http, orchestrator)
     add_errors(http)
     return Gate(http, token)
+
+
+def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
+    """Asking, all at once or as a stream; at most `most` questions are worked on."""
+    body = {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(QueryIn.model_json_schema())}}}}
+
+    async def admitted(request: Request) -> Query | Response:
+        if orchestrator.in_flight >= most:
+            refused = refusal(429, "Too many questions at once; try again in a second.", "overloaded")
+            refused.headers["Retry-After"] = "1"
+            return refused
+        query = (await read_query(request)).to_query()
+        known_cartridges(query, orchestrator.cartridges())
+        return query
+
+    @http.router.post("/v1/query", response_model=Answer, responses=REFUSALS, openapi_extra=body, summary="Ask, and get the answer")
+    async def query(request: Request) -> Response:
+        asked = await admitted(request)
+        if isinstance(asked, Response):
+            return asked
+        return Response(encode(await orchestrator.ask(asked), whole=True), media_type=JSON)
+
+    @http.router.post("/v1/query/stream", responses=REFUSALS, openapi_extra=body, summary="Ask, and see the events as they happen (SSE)")
+    async def stream(request: Request) -> Response:
+        asked = await admitted(request)
+        return asked if isinstance(asked, Response) else sse(request, event_lines(orchestrator, asked))
+
+
+def add_blackboard(http: FastAPI, orchestrator: Orchestrator) -> None:
+    """Looking at queries, the feed and the layers."""
+
+    query_id = {"parameters": [{"name": "query_id", "in": "path", "required": True, "schema": {"type": "string"}}]}
+
+    @http.router.get("/v1/queries/{query_id}", openapi_extra=query_id, summary="The state of a query on the blackboard")
+    async def state(request: Request) -> Response:
+        await orchestrator.recorder.flush()
+        found = await orchestrator.blackboard.query(asked_id(request))
+        return Response(encode(found, whole=True), media_type=JSON) if found else unknown(request)
+
+    @http.router.get("/v1/queries/{query_id}/events", openapi_extra=query_id, summary="The events of a query, in order")
+    async def events(request: Request) -> Response:
+        await orchestrator.recorder.flush()
+        found = await orchestrator.blackboard.events(asked_id(request))
+        return Response(b"[" + b",".join(map(encode, found)) + b"]", media_type=JSON) if found else unknown(request)
+
+    @http.router.get("/v1/feed", summary="Every event of all queries as it happens (SSE)")
+    async def feed(request: Request) -> Response:
+        after = request.headers.get("last-event-id") or request.query_params.get("after") or "$"
+        if not FEED_POSITION.fullmatch(after):
+            return refusal(400, "`after` is the id of an event of the feed, `0` or `$`.")
+        return sse(request, feed_lines(orchestrator, after))
+
+    @http.router.get("/v1/layers", summary="The layers: where they run and how they are")
+    async def layers(request: Request) -> Response:
+        return JSONResponse(layer_list(orchestrator, await orchestrator.blackboard.actors()))
 
 
 def add_health(http: FastAPI, orchestrator: Orchestrator) -> None:
@@ -183,8 +202,11 @@ def add_errors(http: FastAPI) -> None:
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        text = {404: f"There is nothing at {request.url.path}; /docs lists the routes.", 405: "This route does not know that method."}
+        text = {404: f"There is nothing at {request.url.path[:80]}; /docs lists the routes.", 405: "This route does not know that method."}
         return refusal(error.status_code, text.get(error.status_code, str(error.detail)))
+
+    async def bad_query(request: Request, error: Exception) -> Response:
+        return refusal(400, str(error))
 
     async def no_store(request: Request, error: Exception) -> Response:
         response = refusal(503, f"{error} Try again when it is back.", "unavailable")
@@ -194,6 +216,7 @@ def add_errors(http: FastAPI) -> None:
     http.add_exception_handler(ValidationError, invalid)
     http.add_exception_handler(RequestValidationError, invalid)
     http.add_exception_handler(HTTPException, refused)
+    http.add_exception_handler(InvalidQuery, bad_query)
     http.add_exception_handler(StoreError, no_store)
 
 
@@ -201,17 +224,59 @@ def unknown(request: Request) -> Response:
     return refusal(404, f"There is no query {request.path_params['query_id'][:80]!r} (any more).", "not_found")
 
 
-def sse(lines: AsyncIterator[bytes]) -> Response:
-    return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+def asked_id(request: Request) -> str:
+    """The query id in the path; something else could name another key of Redis."""
+    found = str(request.path_params["query_id"])
+    return found if QUERY_ID.fullmatch(found) else "q_unknown"
 
 
-async def event_lines(orchestrator: Orchestrator, asked: QueryIn) -> AsyncIterator[bytes]:
-    async with aclosing(orchestrator.events(asked.to_query())) as events:
+def inlined(schema: Any, definitions: Any = None) -> Any:
+    """A JSON schema without references, which would lead nowhere inside the OpenAPI document."""
+    definitions = definitions or schema.get("$defs", {})
+    if isinstance(schema, list):
+        return [inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: inlined(value, definitions) for key, value in schema.items() if key != "$defs"}
+
+
+def sse(request: Request, lines: AsyncGenerator[bytes, None]) -> Response:
+    return StreamingResponse(while_connected(request, lines), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+
+async def while_connected(request: Request, lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """`lines`, until the client goes: also while there is nothing to send, when no write could fail."""
+    gone = asyncio.ensure_future(disconnected(request))
+    try:
+        while True:
+            step = asyncio.ensure_future(anext(lines, None))
+            await asyncio.wait((step, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not step.done():
+                step.cancel()
+                await asyncio.wait((step,))
+                return
+            if (line := step.result()) is None:
+                return
+            yield line
+    finally:
+        gone.cancel()
+        await lines.aclose()
+
+
+async def disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def event_lines(orchestrator: Orchestrator, query: Query) -> AsyncGenerator[bytes, None]:
+    async with aclosing(orchestrator.events(query)) as events:
         async for event in events:
             yield _sse_event(event, str(event.seq))
 
 
-async def feed_lines(orchestrator: Orchestrator, after: str) -> AsyncIterator[bytes]:
+async def feed_lines(orchestrator: Orchestrator, after: str) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(orchestrator.feed.follow(after)) as entries:
             yield b": the feed\n\n"

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def up(settings: Settings, tell: Tell) -> Running:
     if found := running(settings):
         if _answers(found.url, 5):
             tell(f"already running since {time.strftime('%H:%M:%S', time.localtime(found.started_at))}")
-            return found
+            return _with_redis(settings, found, tell)
         tell("the last cluster does not answer any more; ending what is left of it")
     down(settings, tell)
     _refuse_taken_ports(settings)
@@ -60,6 +61,17 @@ def up(settings: Settings, tell: Tell) -> Running:
         _end(cluster_id, read_record(settings), tell)
         record_file(settings).unlink(missing_ok=True)
         raise
+
+
+def _with_redis(settings: Settings, found: Running, tell: Tell) -> Running:
+    """A running cluster whose private Redis died gets it back."""
+    server = RedisServer(settings.state_dir)
+    if found.redis_pid is None or server.running():
+        return found
+    tell("its Redis is gone; starting it again")
+    again = replace(found, redis_pid=server.start(child_environment(**{CLUSTER_MARK: found.id})))
+    write_record(settings, again)
+    return again
 
 
 def down(settings: Settings, tell: Tell) -> bool:

@@ -14,7 +14,7 @@ from actors.orchestrator import Orchestrator, follow_index, redis_client
 from actors.remote import RemoteLayer, RemoteStreamingLayer
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.calibration import load_calibration
-from kitbash_ray.config import Settings, child_environment
+from kitbash_ray.config import Settings, child_environment, started_by_up
 from kitbash_ray.direct import cascade_over
 from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.embedder import open_embedder
@@ -57,9 +57,9 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
 
 
 def ensure_redis(settings: Settings) -> None:
-    """With `serve run` nobody has started the private Redis; with `kitbash up` it runs."""
+    """With `serve run` nobody has started the private Redis; after `kitbash up` it is up's to start and end."""
     server = RedisServer(settings.state_dir)
-    if settings.embedded_redis and not server.running():
+    if settings.embedded_redis and not started_by_up() and not server.running():
         server.start(child_environment())
 
 

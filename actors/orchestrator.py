@@ -48,12 +48,12 @@ class Orchestrator:
             async with aclosing(self.cascade.run(query)) as events:
                 async for event in events:
                     if event.answer:
-                        finished = True
                         if left_process:
                             await self.recorder.flush()
                         answer = event.answer.with_recorded(self.recorder.healthy)
                         event = Event(event.query_id, event.seq, event.at, event.kind, answer=answer)
                     self.recorder.append(event)
+                    finished = event.answer is not None
                     if event.kind == "layer.started" and event.layer not in IN_PROCESS:
                         left_process = True
                         await self.recorder.flush()
@@ -73,6 +73,11 @@ class Orchestrator:
                 answer = event.answer or answer
         assert answer is not None  # the last event of a cascade carries it
         return answer
+
+    def cartridges(self) -> tuple[str, ...]:
+        """Names of the cartridges that can answer now."""
+        grain: Any = self.cascade.layers.get("grain")
+        return grain.index.cartridges if grain else ()
 
     def _cancelled(self, query: Query) -> None:
         """Whoever asked is gone, or the cascade failed: leave no query running on the blackboard."""

@@ -16,7 +16,7 @@ LOOK_EVERY_S = 1.0
 
 
 class Watch:
-    """Calls `rebuild(version)` when there is new content; a failing one is tried again on the next change."""
+    """Calls `rebuild(version)` when there is new content, again and again until it succeeds."""
 
     def __init__(self, builder: IndexBuilder, version: str, rebuild: Callable[[str], None]) -> None:
         self._builder = builder
@@ -31,10 +31,9 @@ class Watch:
             time.sleep(LOOK_EVERY_S)
             try:
                 version = self._builder.version()
-                if version == self._version:
-                    continue
-                self._version = version
-                self._rebuild(version)
+                if version != self._version:
+                    self._rebuild(version)
+                    self._version = version
                 self.problem = None
             except (KitbashError, OSError) as error:
                 self.problem = str(error)

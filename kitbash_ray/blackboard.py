@@ -88,7 +88,8 @@ def operations(events: Sequence[Event], *, level: str) -> bytes:
         elif event.kind == "layer.started" and event.layer:
             words += (b"value", layer_key(query_id, event.layer, "request").encode(), query or b"{}")
         line = encode_event(event, query, result, answer)
-        words += (b"event", events_key(query_id).encode(), b"1" if passes(event, level) else b"0", line)
+        to_feed = b"1" if passes(event, level) else b"0"
+        words += (b"event", events_key(query_id).encode(), b"%d" % (event.seq + 1), to_feed, line)
         _fold(fields, event, answer)
     for query_id, fields in hashes.items():
         if fields:
@@ -155,13 +156,15 @@ class Blackboard:
     async def actors(self) -> dict[str, dict[str, str]]:
         """The heartbeats of all living actors by name."""
         found = {}
-        names = [key async for key in self._redis.scan_iter(match=actor_key("*"), count=100)]
-        for key in names:
+        for key in await self._call(self._scan(actor_key("*"))):
             fields = await self._call(self._redis.hgetall(key))
             if fields:
                 name = key.decode().removeprefix(actor_key(""))
                 found[name] = {field.decode(): value.decode() for field, value in fields.items()}
         return found
+
+    async def _scan(self, pattern: str) -> list[bytes]:
+        return [key async for key in self._redis.scan_iter(match=pattern, count=100)]
 
     async def ping(self) -> None:
         await self._call(self._redis.ping())

@@ -91,5 +91,7 @@ def lowest_threshold(
     """The lowest confidence at and above which at most `max_error` of the answers are wrong; 1 if none."""
     order = np.argsort(-confidences, kind="stable")
     wrong = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
-    kept = np.flatnonzero(wrong <= max_error)
-    return float(confidences[order][kept[-1]]) if len(kept) else 1.0
+    ordered = confidences[order]
+    last_of_its_kind = np.append(ordered[1:] != ordered[:-1], True)  # equal ones stand or fall together
+    kept = np.flatnonzero((wrong <= max_error) & last_of_its_kind)
+    return float(ordered[kept[-1]]) if len(kept) else 1.0

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from kitbash_ray.errors import LayerTimeout, LayerUnavailable
+from kitbash_ray.errors import LayerError, LayerTimeout, LayerUnavailable
 from kitbash_ray.policy import Decision, Policy, Situation
 from kitbash_ray.types import (
     Answer,
@@ -95,7 +95,7 @@ class Cascade:
         began = time.perf_counter()
         try:
             async with timeout(self._seconds(run, layer)):
-                result = await layer.answer(run.query, tuple(run.results))
+                result = _signed(layer, await layer.answer(run.query, tuple(run.results)))
         except Exception as error:  # a layer's fault must not cost the question the next layer
             result = self._failure(run, layer, error)
         return _timed(result, began)
@@ -107,7 +107,11 @@ class Cascade:
         try:
             async with aclosing(_with_timeout(source, self._seconds(run, layer))) as items:
                 async for item in items:
-                    yield _timed(item, began) if isinstance(item, LayerResult) else item
+                    if not isinstance(item, str):
+                        yield _timed(_signed(layer, item), began)
+                        return
+                    yield item
+            raise LayerError("the layer ended without a result")
         except Exception as error:  # as above
             yield _timed(self._failure(run, layer, error), began)
 
@@ -204,6 +208,13 @@ async def _with_timeout(source: AsyncIterator[Any], seconds: float) -> AsyncGene
         close = getattr(source, "aclose", None)
         if close:
             await close()
+
+
+def _signed(layer: Layer | StreamingLayer, result: LayerResult) -> LayerResult:
+    """`result`, which has to be one and of the layer that was asked: the policy counts by name."""
+    if not isinstance(result, LayerResult) or result.layer != layer.name:
+        raise LayerError(f"the layer gave {type(result).__name__} instead of its own result")
+    return result
 
 
 def _timed(result: LayerResult, began: float) -> LayerResult:

@@ -110,8 +110,13 @@ class Kitbash:
                 if reply.status_code != httpx.codes.OK:
                     reply.read()
                     _raise_for(reply)
+                kind = ""
                 for line in reply.iter_lines():
-                    if line.startswith("data: "):
+                    if line.startswith("event: "):
+                        kind = line.removeprefix("event: ")
+                    elif line.startswith("data: ") and kind == "error":
+                        raise ClientError(str(json.loads(line.removeprefix("data: "))["message"]))
+                    elif line.startswith("data: "):
                         yield decode(Event, line.removeprefix("data: "))
         except httpx.HTTPError as error:
             raise self._lost(error) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -103,6 +103,12 @@ class Settings(BaseSettings):
     kitbash_state_dir: Path | None = Field(None, description="Folder for token, sockets and logs; unset: `$XDG_STATE_HOME/kitbash`")
     kitbash_cache_dir: Path | None = Field(None, description="Folder for models and indexes; unset: `$XDG_CACHE_HOME/kitbash`")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any, info: ValidationInfo) -> Any:
+        """`REDIS_URL=` in an environment file means the default."""
+        return cls.model_fields[str(info.field_name)].default if value == "" else value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -113,7 +119,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         dotenv = DotEnvSettingsSource(settings_cls)
-        yaml = YamlConfigSettingsSource(settings_cls, yaml_file=_yaml_file(dotenv))
+        named = init_settings().get("kitbash_config")
+        yaml = YamlConfigSettingsSource(settings_cls, yaml_file=_yaml_file(named, dotenv))
         return init_settings, env_settings, dotenv_settings, yaml
 
     @field_validator("cartridges_dir", "embedding_model", "bitnet_model", "kobold_model", "log_file", "kitbash_state_dir", "kitbash_cache_dir")
@@ -163,6 +170,8 @@ def load_settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:  # an unreadable or broken .env or YAML file
         raise ConfigError(f"The settings cannot be read: {' '.join(str(error).split())}") from error
     except Exception as error:  # yaml.YAMLError, kept out of the imports of every actor
@@ -172,6 +181,11 @@ def load_settings(**given: Any) -> Settings:
 def child_environment(**extra: str) -> dict[str, str]:
     """This process's environment with `extra`, for a process that it starts."""
     return {**os.environ, **extra}
+
+
+def started_by_up() -> bool:
+    """Whether this process belongs to a cluster that `kitbash up` started."""
+    return CLUSTER_MARK in os.environ
 
 
 def no_color() -> bool:
@@ -202,11 +216,12 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = {field.upper() for field in Settings.model_fields}
         return f"Unknown setting {name}{_hint(name, known)}"
-    return f"Setting {name} is malformed ({first['input']!r}): {first['msg']}."
+    shown = "" if "TOKEN" in name or "PASSWORD" in name else f" ({first['input']!r})"
+    return f"Setting {name} is malformed{shown}: {first['msg']}."
 
 
-def _yaml_file(dotenv: DotEnvSettingsSource) -> Path | None:
-    named = os.environ.get("KITBASH_CONFIG") or dotenv.env_vars.get("kitbash_config")
+def _yaml_file(given: Any, dotenv: DotEnvSettingsSource) -> Path | None:
+    named = given or os.environ.get("KITBASH_CONFIG") or dotenv.env_vars.get("kitbash_config")
     if named:
         if not Path(named).is_file():
             raise ConfigError(f"KITBASH_CONFIG names {named!r}, which is no file.")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from kitbash_ray.types import MAX_QUERY_CHARS, Faction, Query, Turn, new_query_id
+from kitbash_ray.types import MAX_QUERY_CHARS, Faction, Query, Turn, is_visible, new_query_id
 
 MAX_TURNS = 100
+#: Redis's record script ends its words with NUL bytes.
+WITHOUT_NUL = r"^[^\x00]*$"
 
 
 class TurnIn(BaseModel):
     """One earlier message."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Annotated[str, StringConstraints(pattern="^(user|assistant)$")]
-    text: Annotated[str, StringConstraints(max_length=MAX_QUERY_CHARS)]
+    text: Annotated[str, StringConstraints(max_length=MAX_QUERY_CHARS, pattern=WITHOUT_NUL)]
 
 
 class QueryIn(BaseModel):
@@ -25,19 +27,27 @@ class QueryIn(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={"examples": [{"query": "What is ATP?"}]},
     )
 
     query: Annotated[
-        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"^[^\x00]*$")
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY_CHARS, pattern=WITHOUT_NUL)
     ] = Field(description="The question.")
     history: tuple[TurnIn, ...] = Field((), max_length=MAX_TURNS, description="What was said before, oldest first.")
     factions: tuple[Faction, ...] = Field(("general",), min_length=1, max_length=3, description="Which knowledge may answer.")
-    cartridges: tuple[Annotated[str, StringConstraints(max_length=64)], ...] = Field(
+    cartridges: tuple[Annotated[str, StringConstraints(max_length=64, pattern=WITHOUT_NUL)], ...] = Field(
         (), max_length=64, description="Only these cartridges; empty means all of the factions."
     )
     max_error: float | None = Field(None, gt=0, lt=1, description="Share of accepted answers that may be wrong.")
     timeout_s: float | None = Field(None, gt=0, le=600, description="Seconds the answer may take.")
+
+    @field_validator("query")
+    @classmethod
+    def _visible(cls, text: str) -> str:
+        if not is_visible(text):
+            raise ValueError("the question has no visible character")
+        return text
 
     def to_query(self) -> Query:
         return Query(

@@ -91,7 +91,7 @@ class Fixed:
             if together > CONSULT_BAND[1]:
                 best = max((first, last), key=_strength)
                 return Decision("accept", "consensus", f"bitnet and {CONSULTED} average {together:.2f}", result=best)
-        threshold = FIXED_THRESHOLDS[last.layer]
+        threshold = FIXED_THRESHOLDS.get(last.layer, 1.0)
         if strength >= threshold:
             return Decision("accept", "fixed-threshold", f"{last.layer} has {strength:.2f} of {threshold:.2f}", result=last)
         if _in_band(last) and CONSULTED in seen.waiting:

@@ -4,7 +4,7 @@
 --   ARGV[1]  seconds that everything of a query lives
 --   ARGV[2]  events that the feed keeps, about
 --   ARGV[3]  operations: words that each end with a NUL byte
---     event KEY 0|1 JSON               one event of a query (stream); 1: the feed gets it too
+--     event KEY NUMBER 0|1 JSON        one event of a query (stream); 1: the feed gets it too
 --     hash  KEY COUNT FIELD VALUE ...  fields of a query (hash); COUNT words follow
 --     value KEY JSON                   what a layer was asked or said (string)
 local ttl, cap = ARGV[1], ARGV[2]
@@ -24,10 +24,12 @@ local expire = {}
 for operation in next_word do
   local key = next_word()
   if operation == 'event' then
-    local to_feed, event = next_word(), next_word()
-    redis.call('XADD', key, '*', 'event', event)
+    local number, to_feed, event = next_word(), next_word(), next_word()
+    -- The event's number is its id in the stream: what was written before, by a call whose reply
+    -- got lost, is refused here and so written once.
+    local added = redis.pcall('XADD', key, '0-' .. number, 'event', event)
     expire[key] = true
-    if to_feed == '1' then
+    if to_feed == '1' and not added.err then
       redis.call('XADD', KEYS[1], 'MAXLEN', '~', cap, '*', 'event', event)
     end
   elseif operation == 'hash' then

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
@@ -81,6 +81,8 @@ class Recorder:
         try:
             await self._replay()
             await self._send(batch)
+        except Timeout:  # another process is writing the spool's older events: ours go behind them
+            return False
         except (RedisError, OSError) as error:
             if self.healthy:
                 log.warning("Redis is away (%s); events go to %s", error, self._spool)
@@ -103,12 +105,15 @@ class Recorder:
             await self._redis.evalsha(self._sha, 1, *arguments)
 
     def _keep(self, batch: list[Event]) -> None:
-        with FileLock(self._lock):
-            if self._spool.exists() and self._spool.stat().st_size > SPOOL_BYTES:
-                log.error("%s is full; %d events are lost", self._spool, len(batch))
-                return
-            with self._spool.open("ab") as file:
-                file.write(b"".join(encode(event) + b"\n" for event in batch))
+        try:
+            with FileLock(self._lock, timeout=1):
+                if self._spool.exists() and self._spool.stat().st_size > SPOOL_BYTES:
+                    log.error("%s is full; %d events are lost", self._spool, len(batch))
+                    return
+                with self._spool.open("ab") as file:
+                    file.write(b"".join(encode(event) + b"\n" for event in batch))
+        except (OSError, Timeout) as error:  # losing a record must not lose the answer
+            log.error("%s cannot be written (%s); %d events are lost", self._spool, error, len(batch))
         if self._timer is None:  # look again even if nobody asks anything
             self._timer = asyncio.get_running_loop().call_later(RETRY_S * 1.1, self._due)
 
@@ -116,12 +121,12 @@ class Recorder:
         """Write what the spool holds, in order and once, also if it was another process that put it there."""
         if not self._spool.exists():
             return
-        with suppress(Timeout), FileLock(self._lock, timeout=0):
+        with FileLock(self._lock, timeout=0):
             lines = self._spool.read_bytes().splitlines(keepends=True)
             written = 0
             try:
                 for written in range(0, len(lines), BATCH_EVENTS):
-                    await self._send([decode(Event, line) for line in lines[written : written + BATCH_EVENTS]])
+                    await self._send([event for line in lines[written : written + BATCH_EVENTS] if (event := _read(line))])
                 written = len(lines)
             finally:
                 if written < len(lines):
@@ -129,3 +134,12 @@ class Recorder:
                 else:
                     self._spool.unlink()
             log.info("wrote %d events from the spool", len(lines))
+
+
+def _read(line: bytes) -> Event | None:
+    """An event of the spool; None for a line that was cut short when its process died."""
+    try:
+        return decode(Event, line)
+    except ValidationError:
+        log.warning("a damaged line of the spool is left out")
+        return None

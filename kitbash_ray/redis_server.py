@@ -13,7 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from kitbash_ray.errors import StoreError
 
@@ -31,7 +33,7 @@ class RedisServer:
 
     def running(self) -> bool:
         try:
-            with redis.Redis(unix_socket_path=str(self.socket), socket_timeout=2) as client:
+            with redis.Redis(unix_socket_path=str(self.socket), socket_timeout=2, retry=Retry(NoBackoff(), 0)) as client:
                 return bool(client.ping())
         except (RedisError, OSError):
             return False
@@ -43,6 +45,8 @@ class RedisServer:
         """
         if len(str(self.socket).encode()) > MAX_SOCKET_PATH:
             raise StoreError(f"The path {str(self.socket)!r} is too long for a socket; set KITBASH_STATE_DIR to a shorter folder.")
+        if self.running():
+            raise StoreError(f"A Redis already answers at {self.socket}; `kitbash down` ends it.")
         data = self.folder / "redis"
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         program = redis_program()
@@ -63,6 +67,8 @@ class RedisServer:
         end = time.monotonic() + START_S
         while not self.running():
             if process.poll() is not None or time.monotonic() > end:
+                process.kill()
+                process.wait()
                 raise StoreError(f"redis-server did not come up; its log is {data / 'redis.log'}.")
             time.sleep(0.05)
         return process.pid

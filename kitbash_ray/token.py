@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from kitbash_ray.config import Settings
@@ -20,12 +21,14 @@ def ensure_token(settings: Settings) -> str:
         return settings.kitbash_token
     path = token_file(settings)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        # O_EXCL: of two processes that start at once, one makes the token and both read it.
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    if not path.exists():
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(24))
-    except FileExistsError:
-        pass  # it was made before, or just now by another process
+        # A link appears with its content: of two processes that start at once, both read the first one's.
+        with suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
     return find_token(settings)
 
 

@@ -40,6 +40,11 @@ def new_query_id() -> str:
     return "q_" + secrets.token_hex(8)
 
 
+def is_visible(text: str) -> bool:
+    """Whether a question has anything to see in it."""
+    return any(character.isprintable() and not character.isspace() for character in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One earlier message of the conversation."""

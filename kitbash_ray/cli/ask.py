@@ -13,11 +13,12 @@ from kitbash_ray.cli import asker as askers
 from kitbash_ray.cli import exits
 from kitbash_ray.cli.console import output, start_log
 from kitbash_ray.config import load_settings
-from kitbash_ray.errors import InvalidQuery
+from kitbash_ray.errors import ClientError, InvalidQuery
 from kitbash_ray.render import answer_panel
 from kitbash_ray.types import Answer, Faction, Query, encode
 
 STANDARD_INPUT = "-"
+HTTP_BAD_REQUEST = 400
 
 
 def ask(
@@ -60,8 +61,8 @@ def ask(
 def _answer(asker: askers.Asker, query: Query, many: bool) -> Answer:
     try:
         return askers.ask(asker, query)
-    except InvalidQuery as error:
-        if not many:
+    except (InvalidQuery, ClientError) as error:
+        if not many or (isinstance(error, ClientError) and error.status != HTTP_BAD_REQUEST):
             raise
         # One bad line of many gets its object, in its place, and the others their answers.
         return Answer(query.id, query.text[:200], "failed", reason=str(error))

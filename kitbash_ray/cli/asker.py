@@ -10,9 +10,9 @@ from kitbash_ray.cli.console import errors, progress_bar
 from kitbash_ray.client import Kitbash
 from kitbash_ray.config import Settings
 from kitbash_ray.errors import ConfigError, InvalidQuery
-from kitbash_ray.state import running
 from kitbash_ray.knowledge.grain_index import known_cartridges
-from kitbash_ray.types import LAYER_NUMBERS, MAX_QUERY_CHARS, Answer, Event, Query
+from kitbash_ray.state import running
+from kitbash_ray.types import LAYER_NUMBERS, MAX_QUERY_CHARS, Answer, Event, Query, is_visible
 
 Mode = Literal["direct", "redis"]
 
@@ -41,7 +41,7 @@ def ask(asker: Asker, query: Query) -> Answer:
 def checked(query: Query) -> Query:
     """The query. Raises InvalidQuery when it is empty or too long."""
     text = query.text.strip()
-    if not any(character.isprintable() and not character.isspace() for character in text):
+    if not is_visible(text):
         raise InvalidQuery("The question is empty.")
     if len(text) > MAX_QUERY_CHARS:
         raise InvalidQuery(f"The question has {len(text)} characters; {MAX_QUERY_CHARS} are the most.")

@@ -24,14 +24,14 @@ class Shown:
 QUESTIONS = (
     Shown("1  an exact grain", "What is ATP?"),
     Shown("2  a paraphrase of one", "Which molecule is the main energy currency of the cell?"),
-    Shown("3  two facts from a cartridge", "How do glycolysis and the citric acid cycle differ in where they take place?"),
+    Shown("3  two facts from a cartridge", "Where do glycolysis and the citric acid cycle take place?"),
     Shown(
         "4  a follow-up: it must not hit a grain",
         "And why is that?",
         (Turn("user", "What is ATP?"), Turn("assistant", "ATP is the main energy currency of cells.")),
     ),
     Shown("5  a near-miss: another port", "What port does Redis Cluster use for its bus?"),
-    Shown("6  a near-miss: the opposite", "Which amino acids are not coded for by any codon?"),
+    Shown("6  a near-miss: who, and not what", "Who discovered ATP?"),
     Shown("7  out of scope", "Who won the 1998 football World Cup?"),
     Shown("8  for layer 4, the language model", "Write two sentences that make a child curious about enzymes."),
 )

@@ -13,7 +13,7 @@ import codecs
 import ctypes
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ from kitbash_ray.errors import LayerError, ModelError
 
 GGUF_MAGIC = b"GGUF"
 THREAD_END = None
+#: llama.cpp's names of encoders, which load as if they could generate.
+EMBEDDING_ARCHITECTURES = frozenset({"bert", "nomic-bert", "jina-bert-v2", "modern-bert", "t5encoder"})
+#: Seconds between two looks whether the model is free.
+TURN_S = 0.005
 
 
 def load_gguf(model: Path, **parameters: Any) -> Any:
@@ -61,7 +65,10 @@ class LlamaCpp:
         )
         self.name = model.stem
         self.context_tokens = int(self._llama.n_ctx())
-        self._free = asyncio.Lock()
+        self._turn = threading.Lock()  # not asyncio's, which belongs to one event loop
+        self._ends = {self._llama.token_eos(), llama_token_eot(self._llama)}
+        if self._llama.metadata.get("general.architecture") in EMBEDDING_ARCHITECTURES:
+            raise ModelError(f"{str(model)!r} is an embedding model; this layer needs one that generates text.")
         self._render = self._chat_template()
 
     def count_tokens(self, text: str) -> int:
@@ -84,18 +91,23 @@ class LlamaCpp:
                 f"The prompt takes {len(tokens)} tokens and the answer up to {max_tokens}, "
                 f"but {self.name} has a window of {self.context_tokens}; give it a larger one."
             )
-        async with self._free:
+        async with _held(self._turn):
             cancelled = threading.Event()
             async with aclosing(_in_thread(self._pieces(tokens, max_tokens, cancelled), cancelled)) as pieces:
-                shown = ""
+                held = ""
+                logprobs: tuple[float, ...] = ()
                 async for piece in pieces:
-                    shown += piece.text
-                    cut = min((at for at in map(shown.find, stop) if at >= 0), default=-1)
+                    held, logprobs = held + piece.text, logprobs + piece.logprobs
+                    cut = min((at for at in map(held.find, stop) if at >= 0), default=-1)
                     if cut >= 0:
-                        kept = len(piece.text) - (len(shown) - cut)
-                        yield Piece(piece.text[: max(0, kept)], piece.logprobs)
+                        yield Piece(held[:cut], logprobs)
                         return
-                    yield piece
+                    keep = _beginning_of(stop, held)
+                    if len(held) > keep:
+                        yield Piece(held[: len(held) - keep], logprobs)
+                        held, logprobs = held[len(held) - keep :], ()
+                if held or logprobs:
+                    yield Piece(held, logprobs)
 
     def _pieces(self, tokens: list[int], max_tokens: int, cancelled: threading.Event) -> Iterator[Piece]:
         """The blocking generation; runs in the engine's thread."""
@@ -105,7 +117,7 @@ class LlamaCpp:
         made: list[int] = []
         try:
             for token in self._llama.generate(tokens, temp=0.0, repeat_penalty=1.0):
-                if token == self._llama.token_eos() or len(made) >= max_tokens or cancelled.is_set():
+                if token in self._ends or len(made) >= max_tokens or cancelled.is_set():
                     return
                 text = self._llama.detokenize([token], prev_tokens=tokens + made)
                 made.append(token)
@@ -151,6 +163,29 @@ class LlamaCpp:
         if token < 0:
             return ""
         return str(self._llama.detokenize([token], special=True).decode(errors="replace"))
+
+
+def _beginning_of(stop: tuple[str, ...], text: str) -> int:
+    """How many characters at the end of `text` may be the beginning of a stop sequence."""
+    return max((size for word in stop for size in range(1, len(word)) if text.endswith(word[:size])), default=0)
+
+
+def llama_token_eot(llama: Any) -> int:
+    """The token that ends a turn, -1 if the vocabulary has none."""
+    import llama_cpp
+
+    return int(llama_cpp.llama_vocab_eot(llama_cpp.llama_model_get_vocab(llama.model)))
+
+
+@asynccontextmanager
+async def _held(lock: threading.Lock) -> AsyncGenerator[None, None]:
+    """`lock`, waited for without stopping the event loop."""
+    while not lock.acquire(blocking=False):
+        await asyncio.sleep(TURN_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 async def _in_thread(source: Iterator[Piece], cancelled: threading.Event) -> AsyncGenerator[Piece, None]:

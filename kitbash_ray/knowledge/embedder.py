@@ -57,8 +57,15 @@ class Embedder:
         self._lock = threading.Lock()
         self.model_id = _model_id(model)
         self.dimensions = int(self._llama.n_embd())
-        if not np.isfinite(self.embed(["probe"])).all():
+        if not self._usable():
             raise ModelError(f"{model} gives no usable embeddings; set EMBEDDING_MODEL to an embedding GGUF.")
+
+    def _usable(self) -> bool:
+        try:
+            probe = self.embed(["a probe of several tokens"])
+        except (ValueError, RuntimeError, TypeError):  # a text model gives a vector for each token
+            return False
+        return probe.shape == (1, self.dimensions) and bool(np.isfinite(probe).all())
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors of `texts`, shape (len(texts), dimensions), float32."""

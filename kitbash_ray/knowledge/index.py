@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from kitbash_ray.config import Settings
+from kitbash_ray.errors import CartridgeError
 from kitbash_ray.knowledge import grain_index, retrieval
 from kitbash_ray.knowledge.embedder import Embeds, open_embedder
 from kitbash_ray.knowledge.grain_index import Arrays
@@ -77,6 +78,8 @@ class IndexBuilder:
     def _contents(self, folder: Path) -> Contents:
         """The library; its problems are kept with what is built from it."""
         contents = self.library.load()
+        if self.version() != folder.name:
+            raise CartridgeError("The cartridges were changed while they were being indexed; it is tried again.")
         (folder / PROBLEMS).write_text(json.dumps(contents.problems))
         return contents
 

@@ -72,9 +72,11 @@ NUMBER_WORDS = {
         "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
         "sixteen seventeen eighteen nineteen twenty".split()
     )
-} | {"thirty": "30", "forty": "40", "fifty": "50", "hundred": "100", "thousand": "1000", "half": "0.5"}
+} | {"thirty": "30", "forty": "40", "fifty": "50", "hundred": "100", "thousand": "1000"}
 
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)*[+#]*|\d+")
+_HAS_LETTER, _HAS_DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
+_LETTER, _DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
 _WORD = re.compile(r"[^\W_][\w+#'-]*")
 _stem = lru_cache(maxsize=65536)(snowballstemmer.stemmer("english").stemWord)
 
@@ -185,12 +187,10 @@ def _names(text: str) -> frozenset[str]:
     found = set()
     for match in _WORD.finditer(text):
         word = match.group()
-        if word.islower():
+        if not _LETTER.search(word) or word == word.swapcase():  # digits, or a script without capitals
             continue
-        inside = not (word[1:].islower() or len(word) == 1)  # a capital or a digit after the first letter
-        if inside and not word.isdigit():
-            found.add(stem(word.casefold()))
-        elif len(word) > 1 and word[0].isupper() and not _begins_sentence(text, match.start()):
+        mixed = bool(_DIGIT.search(word)) or word[1:] != word[1:].lower()
+        if mixed or (word[0].isupper() and len(word) > 1 and not _begins_sentence(text, match.start())):
             found.add(stem(word.casefold()))
     return frozenset(found)
 

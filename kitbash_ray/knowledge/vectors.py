@@ -36,7 +36,7 @@ class VectorStore:
         keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
         with closing(self._open()) as store:
             known = self._read(store, keys)
-            missing = [at for at, key in enumerate(keys) if key not in known]
+            missing = list({key: at for at, key in enumerate(keys) if key not in known}.values())
             for start in range(0, len(missing), CHUNK):
                 if progress:
                     progress(len(texts) - len(missing) + start, len(texts))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from kitbash_ray.engines.base import Engine
 from kitbash_ray.types import LayerResult, Query, Source
 
-#: A model that says this, alone or first, does not know.
-DECLINES = ("i don't know", "i do not know", "i'm not sure", "unknown")
+#: A model that begins like this does not know.
+DECLINES = re.compile(r"(i don't know|i do not know|i'm not sure|unknown\W*$)", re.IGNORECASE)
 
 
 class GenerativeLayer:
@@ -45,6 +46,10 @@ class GenerativeLayer:
         prompt = self.prompt(self.engine, query, sources)
         text = ""
         logprobs: list[float] = []
+        room = self.engine.context_tokens - self._max_tokens
+        if self.engine.count_tokens(prompt) > room:
+            yield LayerResult(self.name, "abstained", reason=f"the question does not fit the model's window of {self.engine.context_tokens} tokens")
+            return
         pieces = self.engine.generate(prompt, max_tokens=self._max_tokens, stop=("\nQuestion:",))
         async with aclosing(pieces):
             async for piece in pieces:
@@ -65,7 +70,7 @@ class GenerativeLayer:
     def _result(self, text: str, logprobs: list[float], sources: tuple[Source, ...]) -> LayerResult:
         if not text:
             return LayerResult(self.name, "abstained", reason="the model said nothing")
-        if text.lower().startswith(DECLINES):
+        if DECLINES.match(text.replace("’", "'")):
             return LayerResult(self.name, "abstained", reason="the model does not know")
         # The geometric mean of the tokens' probabilities: raw evidence, no confidence.
         score = math.exp(sum(logprobs) / len(logprobs)) if logprobs else None

@@ -110,7 +110,6 @@ def test_the_lowest_threshold_keeps_to_the_budget(
     assert lowest_threshold(np.array(confidences), np.array(right, np.bool_), max_error) == threshold
 
 
-@pytest.mark.xfail(reason="lowest_threshold may cut inside a group of equal confidences", strict=True)
 def test_equal_confidences_are_accepted_or_refused_together() -> None:
     # At and above 0.9 half of the answers are wrong, so 0.9 cannot keep to a budget of 0
     assert lowest_threshold(np.array([0.9, 0.9]), np.array([True, False]), 0.0) > 0.9

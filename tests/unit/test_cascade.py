@@ -86,7 +86,6 @@ async def test_the_events_of_an_escalation_come_in_order() -> None:
         "layer.finished grain",
         "layer.started kobold",
         "layer.finished kobold",
-        "policy.decided",
         "query.finished",
     ]
     assert [event.seq for event in events] == list(range(len(events)))
@@ -230,14 +229,12 @@ async def test_pieces_come_while_the_layer_still_works() -> None:
                 break
 
 
-@pytest.mark.xfail(reason="a stream without a result leaves the layer in `waiting`: it is asked again for ever", strict=True)
 @pytest.mark.parametrize("script", [(), ("a", "b")])
 async def test_a_stream_that_ends_without_a_result_has_failed(script: tuple[str, ...]) -> None:
     answer = await answer_of(cascade(ScriptedStreamingLayer("bitnet", *script), EchoLayer("kobold")))
     assert [(step.layer, step.outcome) for step in answer.path] == [("bitnet", "failed"), ("kobold", "answered")]
 
 
-@pytest.mark.xfail(reason="`waiting` is counted by the name in the result: a layer that signs with another is asked for ever", strict=True)
 async def test_a_result_under_another_name_counts_for_the_layer_that_was_asked() -> None:
     await events_of(cascade(ScriptedLayer("grain", said("other", 0.1)), EchoLayer("kobold")))
 

@@ -112,7 +112,6 @@ def test_a_yaml_file_can_be_named(source: str, monkeypatch: pytest.MonkeyPatch) 
     assert load_settings().kitbash_port == 8005
 
 
-@pytest.mark.xfail(reason="a KITBASH_CONFIG given as an option is ignored", strict=True)
 def test_a_yaml_file_can_be_named_by_an_option() -> None:
     yaml("kitbash_port: 8005\n", "other.yaml")
     assert load_settings(kitbash_config=Path("other.yaml")).kitbash_port == 8005
@@ -124,7 +123,6 @@ def test_a_named_yaml_file_must_be_there(monkeypatch: pytest.MonkeyPatch) -> Non
         load_settings()
 
 
-@pytest.mark.xfail(reason="ConfigError is caught by load_settings' `except Exception` and called broken YAML", strict=True)
 def test_a_named_yaml_file_that_is_not_there_is_not_called_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KITBASH_CONFIG", "/nowhere/kitbash.yaml")
     with pytest.raises(ConfigError, match=r"^KITBASH_CONFIG"):
@@ -162,7 +160,7 @@ def test_an_unknown_setting_is_refused_in_one_sentence(source: str, name: str, h
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["PATH_TO_NOWHERE", "REDIS_SERVICE_HOST", "KITBASH_BENCH_DATA", "kitbash_port"])
+@pytest.mark.parametrize("name", ["PATH_TO_NOWHERE", "REDIS_SERVICE_HOST", "kitbash_port"])
 def test_other_peoples_variables_and_ours_in_lower_case_are_let_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "8000")
     load_settings()
@@ -174,7 +172,6 @@ def test_other_peoples_variables_and_ours_in_lower_case_are_let_be(name: str, mo
         ("KITBASH_PORT", "0"),
         ("KITBASH_PORT", "65536"),
         ("KITBASH_PORT", "eight"),
-        ("KITBASH_PORT", ""),
         ("BITNET_TIMEOUT", "0"),
         ("BITNET_TIMEOUT", "2s"),
         ("BITNET_TYPE", "remotely"),
@@ -198,7 +195,6 @@ def test_a_malformed_value_is_refused_in_one_sentence_that_names_the_setting(
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.xfail(reason="_sentence repeats the input, also of KITBASH_TOKEN", strict=True)
 def test_a_malformed_token_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KITBASH_TOKEN", "s3cret")
     with pytest.raises(ConfigError) as raised:
@@ -231,7 +227,6 @@ def test_a_relative_path_becomes_absolute(name: str, given: str, meant: str, tmp
     assert getattr(load_settings(), name) == Path(meant.format(here=tmp_path, home="/home/ada"))
 
 
-@pytest.mark.xfail(reason="an empty path becomes the working folder", strict=True)
 def test_an_empty_model_path_means_no_model() -> None:
     dotenv("BITNET_MODEL=\n")
     assert load_settings().bitnet_model is None
@@ -255,7 +250,6 @@ def test_redis_is_the_one_that_was_named_or_a_private_one(given: dict[str, objec
     assert settings.embedded_redis is url.startswith("unix")
 
 
-@pytest.mark.xfail(reason="embedded_redis asks `is None`, resolved_redis_url asks for truth: an empty REDIS_URL falls between", strict=True)
 @pytest.mark.parametrize("name", ["REDIS_URL", "REDIS_HOST"])
 def test_an_empty_redis_address_means_the_private_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "")

@@ -11,7 +11,8 @@ import pytest
 
 from kitbash_ray.errors import CartridgeError
 from kitbash_ray.knowledge.cartridge import load_cartridge
-from kitbash_ray.knowledge.importers import PASSAGE_CHARS, Imported, import_file
+from kitbash_ray.knowledge.importers import Imported, import_file
+from kitbash_ray.knowledge.readers import PASSAGE_CHARS
 
 
 class Desk:

@@ -78,12 +78,22 @@ def test_negations_are_seen(text: str, negated: bool) -> None:
     [
         ("Who was Marie Curie?", {"mari", "curi"}),
         ("What is ATP?", {"atp"}),
-        ("what is carbon-14", {"carbon-14"}),
+        ("is C3H8 a gas", {"c3h8"}),
+        ("the USS Enterprise", {"uss", "enterpris"}),
+        ("in 1990", set()),
         ("Water boils. Ice melts.", set()),
         ("where is paris", set()),
     ],
 )
 def test_names_are_capitals_inside_a_sentence_acronyms_and_letters_with_digits(text: str, names: set[str]) -> None:
+    assert read(text).names == names
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("what is carbon-14", {"carbon-14"}), ("Covid-19 spreads", {"covid-19"}), ("in 1990-1995", set()), ("what is 東京", set())],
+)
+def test_letters_with_digits_are_names_and_digits_alone_are_not(text: str, names: set[str]) -> None:
     assert read(text).names == names
 
 

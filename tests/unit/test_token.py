@@ -56,7 +56,6 @@ def test_two_processes_get_the_same_token(settings: Settings) -> None:
     assert said == {f"{find_token(settings)}\n".encode()}
 
 
-@pytest.mark.xfail(reason="the file is there, empty, before the token is written into it", raises=Unauthorized, strict=True)
 def test_a_process_that_comes_while_another_makes_the_token_gets_the_same_one(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

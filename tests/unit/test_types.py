@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from kitbash_ray import types
-from kitbash_ray.types import Answer, Event, LayerResult, Query, Source, Step, Turn, decode, encode, new_query_id
+from kitbash_ray.types import Answer, Event, LayerResult, Query, Source, Step, Turn, decode, encode, encode_event, new_query_id
 
 SOURCE = Source("bio", "bio:atp", "ATP „carries“ energy 🦠.", 0.9, "a book", "2")
 QUERY = Query("What is\n\"ATP\"? 🦠 '; --", "q_1", (Turn("user", "hi"), Turn("assistant", "")), ("fiction",), ("bio",), 0.01, 2.5, 1.25)
@@ -55,6 +55,15 @@ def test_absent_members_are_left_out_unless_the_whole_is_asked_for() -> None:
 
 def test_json_has_one_line_whatever_is_said() -> None:
     assert b"\n" not in encode(QUERY)
+
+
+@pytest.mark.parametrize("event", [EVENT, BARE[5], dataclasses.replace(EVENT, text="„ü“ 🦠\n\x00\\ \"quoted\"", reason="\u2028")])
+def test_an_event_put_together_from_encoded_members_is_the_event(event: Event) -> None:
+    members = (event.query and encode(event.query), event.result and encode(event.result), event.answer and encode(event.answer))
+    line = encode_event(event, *members)
+    assert decode(Event, line) == event
+    assert b"\0" not in line
+    assert b"\n" not in line
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"query_id": "q"}', b'{"query_id":"q","query":"x","status":"sure"}'])

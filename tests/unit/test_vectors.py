@@ -26,7 +26,6 @@ def test_each_text_is_embedded_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again[[2, 0]], first)
 
 
-@pytest.mark.xfail(reason="VectorStore.vectors embeds a text that stands twice in one call twice", strict=True)
 def test_a_text_that_stands_twice_is_embedded_once(tmp_path: Path) -> None:
     store = VectorStore(HashEmbedder(), tmp_path)
     store.vectors(["same", "same"])

@@ -1,0 +1,89 @@
+"""Fixtures of the contract suites: a Redis that can be stopped, recorders, and one query's events."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from redis.asyncio import Redis
+
+from actors.orchestrator import redis_client
+from kitbash_ray.recorder import Recorder
+from kitbash_ray.redis_server import RedisServer
+from kitbash_ray.types import Answer, Event, LayerResult, Query, Source
+
+
+class StoppableRedis:
+    """A redis-server of one test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = RedisServer(folder)
+        self.url = f"unix://{self.server.socket}"
+        self._process: psutil.Process | None = None
+
+    def start(self) -> None:
+        self._process = psutil.Process(self.server.start(dict(os.environ)))
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(10)
+            self._process = None
+
+
+@pytest.fixture
+def own_redis() -> Iterator[StoppableRedis]:
+    folder = Path(tempfile.mkdtemp(prefix="kb", dir="/tmp"))
+    redis = StoppableRedis(folder)
+    redis.start()
+    yield redis
+    redis.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+OpenRecorder = Callable[..., Recorder]
+
+
+@pytest.fixture
+async def open_recorder(tmp_path: Path) -> AsyncIterator[OpenRecorder]:
+    """Open a recorder as the front door does; it is closed at the end."""
+    opened: list[Redis] = []
+
+    def opens(url: str, *, level: str = "debug", feed_maxlen: int = 1000, ttl_s: int = 100) -> Recorder:
+        opened.append(redis_client(url))
+        return Recorder(opened[-1], ttl_s=ttl_s, feed_maxlen=feed_maxlen, level=level, spool=tmp_path / "spool.jsonl")
+
+    yield opens
+    for client in opened:
+        await client.aclose()
+
+
+SOURCE = Source("bio", "bio:atp", "ATP carries „energy“ 🦠.", 0.9, "a book")
+
+
+@pytest.fixture
+def life() -> Callable[..., list[Event]]:
+    """Everything that happens to one query: grain abstains, kobold streams and answers."""
+
+    def events(query_id: str = "q_1", text: str = "What is\n'ATP'? 🦠 \x00 \\0") -> list[Event]:
+        query = Query(text, id=query_id, asked_at=1000.5)
+        result = LayerResult("kobold", "answered", text="It carries energy.", score=0.5, sources=(SOURCE,))
+        answer = Answer(query_id, text, "answered", "It carries energy.", "kobold", sources=(SOURCE,), recorded=True)
+        steps = [
+            {"kind": "query.received", "query": query},
+            {"kind": "layer.started", "layer": "grain", "query": query, "reason": "the cheapest first"},
+            {"kind": "layer.finished", "layer": "grain", "result": LayerResult("grain", "abstained", reason="nothing near")},
+            {"kind": "layer.started", "layer": "kobold", "query": query, "reason": 'grain "abstained"'},
+            {"kind": "layer.delta", "layer": "kobold", "text": "It carries\nenergy 🦠"},
+            {"kind": "layer.finished", "layer": "kobold", "result": result},
+            {"kind": "query.finished", "answer": answer},
+        ]
+        return [Event(query_id, seq, 1000.5 + seq, **step) for seq, step in enumerate(steps)]  # type: ignore[arg-type]
+
+    return events
