@@ -81,7 +81,9 @@ class Gate:
                 length = value
         scheme, _, token = given.partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._expected):
-            refused = refusal(401, "A token is needed: send `Authorization: Bearer <token>`; `kitbash status` tells where it is.")
+            refused = refusal(
+                401, "A token is needed: send `Authorization: Bearer <token>`; `kitbash status` tells where it is."
+            )
             refused.headers["WWW-Authenticate"] = "Bearer"
             await refused(scope, receive, send)
         elif length.isdigit() and int(length) > MAX_BODY:
@@ -131,14 +133,18 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
         known_cartridges(query, orchestrator.cartridges())
         return query
 
-    @http.router.post("/v1/query", response_model=Answer, responses=REFUSALS, openapi_extra=body, summary="Ask, and get the answer")
+    @http.router.post(
+        "/v1/query", response_model=Answer, responses=REFUSALS, openapi_extra=body, summary="Ask, and get the answer"
+    )
     async def query(request: Request) -> Response:
         asked = await admitted(request)
         if isinstance(asked, Response):
             return asked
         return Response(encode(await orchestrator.ask(asked), whole=True), media_type=JSON)
 
-    @http.router.post("/v1/query/stream", responses=REFUSALS, openapi_extra=body, summary="Ask, and see the events as they happen (SSE)")
+    @http.router.post(
+        "/v1/query/stream", responses=REFUSALS, openapi_extra=body, summary="Ask, and see the events as they happen (SSE)"
+    )
     async def stream(request: Request) -> Response:
         asked = await admitted(request)
         return asked if isinstance(asked, Response) else sse(request, event_lines(orchestrator, asked))
@@ -202,7 +208,10 @@ def add_errors(http: FastAPI) -> None:
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        text = {404: f"There is nothing at {request.url.path[:80]}; /docs lists the routes.", 405: "This route does not know that method."}
+        text = {
+            404: f"There is nothing at {request.url.path[:80]}; /docs lists the routes.",
+            405: "This route does not know that method.",
+        }
         return refusal(error.status_code, text.get(error.status_code, str(error.detail)))
 
     async def bad_query(request: Request, error: Exception) -> Response:
@@ -243,7 +252,11 @@ def inlined(schema: Any, definitions: Any = None) -> Any:
 
 
 def sse(request: Request, lines: AsyncGenerator[bytes, None]) -> Response:
-    return StreamingResponse(while_connected(request, lines), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    return StreamingResponse(
+        while_connected(request, lines),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
 
 
 async def while_connected(request: Request, lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

@@ -108,7 +108,9 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
     _wait_for_ray(settings, process)
     _deploy(settings, found, environment, tell)
     if not _answers(found.url, FRONT_DOOR_S):
-        raise ClusterError(f"The front door does not answer at {found.url}; the logs are in /tmp/ray/session_latest/logs/serve.")
+        raise ClusterError(
+            f"The front door does not answer at {found.url}; the logs are in /tmp/ray/session_latest/logs/serve."
+        )
     return found
 
 
@@ -132,6 +134,7 @@ def _environment(cluster_id: str) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http_port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http_port + 200),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # the front door is a worker, and people wait for it
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "PYTHONUNBUFFERED": "1",
     }

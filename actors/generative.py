@@ -24,9 +24,7 @@ class GenerativeActor:
         self._busy = 0
         Heartbeat(name, name, settings, self._status)
 
-    async def stream(
-        self, query: Query, so_far: tuple[LayerResult, ...]
-    ) -> AsyncGenerator[str | LayerResult, None]:
+    async def stream(self, query: Query, so_far: tuple[LayerResult, ...]) -> AsyncGenerator[str | LayerResult, None]:
         self._busy += 1
         try:
             async with aclosing(self._layer.stream(query, so_far)) as items:

@@ -45,9 +45,7 @@ class RemoteStreamingLayer:
                 return item
         raise LayerError(f"{self.name} ended without a result")
 
-    async def stream(
-        self, query: Query, so_far: tuple[LayerResult, ...]
-    ) -> AsyncGenerator[str | LayerResult, None]:
+    async def stream(self, query: Query, so_far: tuple[LayerResult, ...]) -> AsyncGenerator[str | LayerResult, None]:
         call = self._handle.stream.options(num_returns="streaming").remote(query, so_far)
         ended = False
         try:

@@ -33,7 +33,11 @@ def finish(name: str, metrics: Mapping[str, float], targets: Targets) -> None:
     """Print the last line: what was measured, what was aimed at, and whether it was met."""
     compare = {">=": operator.ge, "<=": operator.le}
     met = all(compare[sign](metrics[metric], goal) for metric, (sign, goal) in targets.items())
-    print(json.dumps({"benchmark": name, "metrics": dict(metrics), "targets": {k: list(v) for k, v in targets.items()}, "met": met}))
+    print(
+        json.dumps(
+            {"benchmark": name, "metrics": dict(metrics), "targets": {k: list(v) for k, v in targets.items()}, "met": met}
+        )
+    )
 
 
 def free_port() -> int:

@@ -155,7 +155,10 @@ def read_sets() -> dict[str, Knowledge]:
     """The development sets and the shipped cartridges by name."""
     sets = {}
     for folder in sorted(DATA.glob("dev_*")):
-        facts = [Fact(f"{folder.name}:{raw['id']}", folder.name, "general", raw["text"], (), None) for _, raw in read_jsonl(folder / "facts.jsonl")]
+        facts = [
+            Fact(f"{folder.name}:{raw['id']}", folder.name, "general", raw["text"], (), None)
+            for _, raw in read_jsonl(folder / "facts.jsonl")
+        ]
         questions = [
             Question(raw["query"], frozenset(f"{folder.name}:{name}" for name in raw["expected"]), raw["kind"])
             for _, raw in read_jsonl(folder / "questions.jsonl")
@@ -167,7 +170,10 @@ def read_sets() -> dict[str, Knowledge]:
         questions = [Question(q.query, frozenset(q.expected), q.kind) for q in cartridge.questions]
         sets[folder.name] = Knowledge(list(cartridge.facts), questions, with_asks=True)
         shipped += cartridge.facts
-    ordinary = [Question(raw["query"], frozenset(raw["expected"]), raw["kind"]) for _, raw in read_jsonl(DATA / "ordinary" / "questions.jsonl")]
+    ordinary = [
+        Question(raw["query"], frozenset(raw["expected"]), raw["kind"])
+        for _, raw in read_jsonl(DATA / "ordinary" / "questions.jsonl")
+    ]
     sets["ordinary"] = Knowledge(shipped, ordinary, with_asks=True)
     return sets
 
@@ -177,14 +183,18 @@ def collect(sets: dict[str, Knowledge], store: VectorStore) -> dict[str, list[As
     asked: dict[str, list[Asked]] = {layer: [] for layer in LAYERS}
     for name, own in sets.items():
         # Sets on the same subject stay apart: a fact of one answers some near-misses of the other.
-        pooled = Knowledge([f for n, k in sets.items() if k.with_asks == own.with_asks and n not in ALONE for f in k.facts], [], own.with_asks)
+        pooled = Knowledge(
+            [f for n, k in sets.items() if k.with_asks == own.with_asks and n not in ALONE for f in k.facts], [], own.with_asks
+        )
         for group, library in ((name, own), *([] if name in ALONE else [(name + POOLED, pooled)])):
             for layer, items in ask_all(group, library, own.questions, store).items():
                 asked[layer] += items
     return asked
 
 
-def table_rows(layer: str, asked: list[Asked], confidences: npt.NDArray[np.float64], thresholds: dict[str, float]) -> list[tuple[object, ...]]:
+def table_rows(
+    layer: str, asked: list[Asked], confidences: npt.NDArray[np.float64], thresholds: dict[str, float]
+) -> list[tuple[object, ...]]:
     _, right = arrays(asked)
     answerable = np.array([bool(item.question.expected) for item in asked])
     near = np.array([item.question.kind == "near_miss" for item in asked])
@@ -197,7 +207,9 @@ def table_rows(layer: str, asked: list[Asked], confidences: npt.NDArray[np.float
             error = 1 - right[accepted].mean() if accepted.any() else 0.0
             coverage = right[accepted].sum() / answerable[chosen].sum()
             caught = f"{near[accepted].sum()} of {near[chosen].sum()}"
-            rows.append((layer, budget, f"{threshold:.3f}", name, int(accepted.sum()), f"{error:.3f}", f"{coverage:.3f}", caught))
+            rows.append(
+                (layer, budget, f"{threshold:.3f}", name, int(accepted.sum()), f"{error:.3f}", f"{coverage:.3f}", caught)
+            )
     return rows
 
 
@@ -210,7 +222,11 @@ def main() -> None:
     sets = read_sets()
     asked = collect(sets, store)
     shipped = sets["ordinary"]
-    result: dict[str, Any] = {"version": f"{date.today()}.{len(asked['grain'])}", "exact": exact_confidence(shipped, store), "layers": {}}
+    result: dict[str, Any] = {
+        "version": f"{date.today()}.{len(asked['grain'])}",
+        "exact": exact_confidence(shipped, store),
+        "layers": {},
+    }
     rows, metrics = [], {"exact": result["exact"]}
     for layer in LAYERS:
         confidences = left_out(asked[layer])
@@ -221,13 +237,20 @@ def main() -> None:
         rows += layer_rows
         bins = np.clip((confidences * 10).astype(int), 0, 9)
         ece = sum(abs(confidences[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins))
-        metrics |= {f"{layer}_ece": round(float(ece), 4), f"{layer}_right": next(float(str(row[6])) for row in layer_rows if row[1] == str(DEFAULT_BUDGET))}
+        metrics |= {
+            f"{layer}_ece": round(float(ece), 4),
+            f"{layer}_right": next(float(str(row[6])) for row in layer_rows if row[1] == str(DEFAULT_BUDGET)),
+        }
         whole = fit(asked[layer])
         result["layers"][layer] = {
             "features": FEATURES, "bias": round(whole.bias, 5), "questions": whole.questions,
             "thresholds": thresholds, "trees": whole.trees,
         }  # fmt: skip
-    print_table("Held-out questions, each in its own library", ("layer", "budget", "threshold", "questions", "accepted", "error", "right", "near-misses"), rows)
+    print_table(
+        "Held-out questions, each in its own library",
+        ("layer", "budget", "threshold", "questions", "accepted", "error", "right", "near-misses"),
+        rows,
+    )
     if options.write:
         SHIPPED.write_text(json.dumps(result) + "\n")
     finish("fit_calibration", metrics, {f"{layer}_ece": ("<=", 0.08) for layer in LAYERS})

@@ -48,7 +48,9 @@ def noop_app(settings, token):  # type: ignore[no-untyped-def]
             @http.router.post("/v1/query")
             async def query(request: Request) -> Response:
                 asked = (await read_query(request)).to_query()
-                return Response(encode(Answer(asked.id, asked.text, "answered", "ready"), whole=True), media_type="application/json")
+                return Response(
+                    encode(Answer(asked.id, asked.text, "answered", "ready"), whole=True), media_type="application/json"
+                )
 
             return Gate(http, token)
 
@@ -128,12 +130,19 @@ def main() -> None:
         cluster.down(settings, print)
         shutil.rmtree(folder, ignore_errors=True)
     rows = [
-        (name, connections, f"{median(r for r, _ in values):.0f}", f"{median(ms for _, ms in values):.3f}", " ".join(f"{r:.0f}" for r, _ in values))
+        (
+            name,
+            connections,
+            f"{median(r for r, _ in values):.0f}",
+            f"{median(ms for _, ms in values):.3f}",
+            " ".join(f"{r:.0f}" for r, _ in values),
+        )
         for (name, connections), values in runs.items()
     ]
     print_table("Exact hit over HTTP", ("what", "connections", "requests/s", "p50 ms", "each run"), rows)
     ratio = {
-        c: median(ours[0] / theirs[0] for ours, theirs in zip(runs["kitbash", c], runs["noop", c], strict=True)) for c in CONNECTIONS
+        c: median(ours[0] / theirs[0] for ours, theirs in zip(runs["kitbash", c], runs["noop", c], strict=True))
+        for c in CONNECTIONS
     }
     finish(
         "front_door",

@@ -1,7 +1,7 @@
 """Kitbash: an answer engine for a handful of unequal machines.
 
-    from kitbash_ray import Kitbash
-    Kitbash().ask("What is ATP?")
+from kitbash_ray import Kitbash
+Kitbash().ask("What is ATP?")
 """
 
 from kitbash_ray.client import Kitbash

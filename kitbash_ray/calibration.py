@@ -67,7 +67,10 @@ def load_calibration(path: Path = SHIPPED) -> Calibration:
     layers = {
         name: LayerCalibration(
             tuple(fit["features"]),
-            tuple(tuple((int(f), float(t), int(left), int(right), float(v)) for f, t, left, right, v in tree) for tree in fit["trees"]),
+            tuple(
+                tuple((int(f), float(t), int(left), int(right), float(v)) for f, t, left, right, v in tree)
+                for tree in fit["trees"]
+            ),
             fit["bias"],
             fit["questions"],
             tuple((float(budget), float(threshold)) for budget, threshold in fit["thresholds"].items()),
@@ -85,9 +88,7 @@ def _leaf(tree: tuple[Node, ...], features: Sequence[float]) -> float:
     return value
 
 
-def lowest_threshold(
-    confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], max_error: float
-) -> float:
+def lowest_threshold(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], max_error: float) -> float:
     """The lowest confidence at and above which at most `max_error` of the answers are wrong; 1 if none."""
     order = np.argsort(-confidences, kind="stable")
     wrong = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)

@@ -42,7 +42,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", env_file=".env", frozen=True)
 
-    redis_url: str | None = Field(None, description="A Redis to use, as `redis://`, `rediss://` or `unix://`; unset: a private one that `kitbash up` starts")
+    redis_url: str | None = Field(
+        None,
+        description="A Redis to use, as `redis://`, `rediss://` or `unix://`; unset: a private one that `kitbash up` starts",
+    )
     redis_host: str | None = Field(None, description="The same as host, with REDIS_PORT, REDIS_DB and REDIS_PASSWORD")
     redis_port: Port = Field(6379, description="Port of REDIS_HOST")
     redis_db: int = Field(0, ge=0, description="Database number of REDIS_HOST")
@@ -55,7 +58,9 @@ class Settings(BaseSettings):
     grain_timeout: Milliseconds = Field(500, description="Milliseconds layer 0 may take")
     grain_resource: str = Field("gpu_1060", description="Ray resource of the device that holds the grain router")
 
-    bitnet_type: Literal["local", "remote"] = Field("local", description="Layer 1: `local` loads BITNET_MODEL; `remote` is not available in this version")
+    bitnet_type: Literal["local", "remote"] = Field(
+        "local", description="Layer 1: `local` loads BITNET_MODEL; `remote` is not available in this version"
+    )
     bitnet_model: Path | None = Field(None, description="A GGUF for layer 1; unset: the layer abstains")
     bitnet_host: str = Field("localhost", description="Host of a remote layer 1")
     bitnet_port: Port = Field(8080, description="Port of a remote layer 1")
@@ -73,7 +78,9 @@ class Settings(BaseSettings):
     cartridge_host: str = Field("localhost", description="No effect: Ray finds the actor")
     cartridge_port: Port = Field(6379, description="No effect: Ray finds the actor")
 
-    kobold_type: Literal["local", "remote"] = Field("local", description="Layer 4: `local` loads KOBOLD_MODEL; `remote` is not available in this version")
+    kobold_type: Literal["local", "remote"] = Field(
+        "local", description="Layer 4: `local` loads KOBOLD_MODEL; `remote` is not available in this version"
+    )
     kobold_model: Path | None = Field(None, description="A GGUF for layer 4; unset: the layer abstains")
     kobold_host: str = Field("localhost", description="Host of a remote layer 4")
     kobold_port: Port = Field(5001, description="Port of a remote layer 4")
@@ -84,23 +91,38 @@ class Settings(BaseSettings):
     kobold_gpu_layers: int = Field(0, ge=-1, description="Model layers of layer 4 on the GPU; -1: all")
     kobold_resource: str = Field("device_c", description="Ray resource of the device that runs layer 4")
 
-    diagnostic_level: Level = Field("info", description="What the feed keeps: `debug` everything, `info` all but token deltas, `warning` what was not answered, `error` failures")
+    diagnostic_level: Level = Field(
+        "info",
+        description="What the feed keeps: `debug` everything, `info` all but token deltas, `warning` what was not answered, `error` failures",
+    )
     log_to_file: bool = Field(False, description="Whether commands write a log file")
     log_file: Path = Field(Path("kitbash.log"), description="The log file")
 
-    kitbash_config: Path | None = Field(None, description="YAML file with settings; unset: `kitbash.yaml` here, else in the XDG configuration folder")
+    kitbash_config: Path | None = Field(
+        None, description="YAML file with settings; unset: `kitbash.yaml` here, else in the XDG configuration folder"
+    )
     kitbash_host: str = Field("127.0.0.1", description="Address the front door is reached at")
     kitbash_port: Port = Field(8000, description="Port of the front door")
     kitbash_dashboard_port: Port = Field(8265, description="Port of the Ray dashboard")
-    kitbash_url: str | None = Field(None, description="Front door that the CLI and the client talk to; unset: the one `kitbash up` started")
-    kitbash_token: str | None = Field(None, min_length=16, description="Front door's token; unset: generated and kept in a file only you can read")
+    kitbash_url: str | None = Field(
+        None, description="Front door that the CLI and the client talk to; unset: the one `kitbash up` started"
+    )
+    kitbash_token: str | None = Field(
+        None, min_length=16, description="Front door's token; unset: generated and kept in a file only you can read"
+    )
     kitbash_replicas: PositiveInt = Field(1, description="Front-door replicas")
     kitbash_max_in_flight: PositiveInt = Field(64, description="Questions a replica works on at once; more get 429")
-    kitbash_policy: Literal["calibrated", "fixed"] = Field("calibrated", description="How layers are accepted: within the error budget, or by fixed thresholds")
-    kitbash_max_error: float = Field(0.05, gt=0, lt=1, description="Error budget: the share of accepted answers that may be wrong")
+    kitbash_policy: Literal["calibrated", "fixed"] = Field(
+        "calibrated", description="How layers are accepted: within the error budget, or by fixed thresholds"
+    )
+    kitbash_max_error: float = Field(
+        0.05, gt=0, lt=1, description="Error budget: the share of accepted answers that may be wrong"
+    )
     kitbash_query_ttl: PositiveInt = Field(86_400, description="Seconds a query stays on the blackboard")
     kitbash_feed_maxlen: PositiveInt = Field(100_000, description="Events the feed keeps")
-    kitbash_state_dir: Path | None = Field(None, description="Folder for token, sockets and logs; unset: `$XDG_STATE_HOME/kitbash`")
+    kitbash_state_dir: Path | None = Field(
+        None, description="Folder for token, sockets and logs; unset: `$XDG_STATE_HOME/kitbash`"
+    )
     kitbash_cache_dir: Path | None = Field(None, description="Folder for models and indexes; unset: `$XDG_CACHE_HOME/kitbash`")
 
     @field_validator("*", mode="before")
@@ -123,7 +145,15 @@ class Settings(BaseSettings):
         yaml = YamlConfigSettingsSource(settings_cls, yaml_file=_yaml_file(named, dotenv))
         return init_settings, env_settings, dotenv_settings, yaml
 
-    @field_validator("cartridges_dir", "embedding_model", "bitnet_model", "kobold_model", "log_file", "kitbash_state_dir", "kitbash_cache_dir")
+    @field_validator(
+        "cartridges_dir",
+        "embedding_model",
+        "bitnet_model",
+        "kobold_model",
+        "log_file",
+        "kitbash_state_dir",
+        "kitbash_cache_dir",
+    )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         # Actors run in other folders, where a relative path would mean something else.

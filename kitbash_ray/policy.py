@@ -104,7 +104,9 @@ def _go_on(seen: Situation, rule: str, reason: str) -> Decision:
         return Decision("abstain", "deadline", "the time for this question is over", result=_best(seen.results))
     if seen.waiting:
         return Decision("ask", rule, reason, layers=seen.waiting[:1])
-    return Decision("abstain", "nobody-sure", f"no layer is sure enough: {_surest(seen.results, reason)}", result=_best(seen.results))
+    return Decision(
+        "abstain", "nobody-sure", f"no layer is sure enough: {_surest(seen.results, reason)}", result=_best(seen.results)
+    )
 
 
 def _best(results: tuple[LayerResult, ...]) -> LayerResult | None:

@@ -44,7 +44,9 @@ class RedisServer:
         Raises StoreError when there is no program, or it does not come up.
         """
         if len(str(self.socket).encode()) > MAX_SOCKET_PATH:
-            raise StoreError(f"The path {str(self.socket)!r} is too long for a socket; set KITBASH_STATE_DIR to a shorter folder.")
+            raise StoreError(
+                f"The path {str(self.socket)!r} is too long for a socket; set KITBASH_STATE_DIR to a shorter folder."
+            )
         if self.running():
             raise StoreError(f"A Redis already answers at {self.socket}; `kitbash down` ends it.")
         data = self.folder / "redis"

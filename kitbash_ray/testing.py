@@ -96,9 +96,7 @@ class ScriptedStreamingLayer:
         self.closed = asyncio.Event()
         self.asked: list[tuple[Query, tuple[LayerResult, ...]]] = []
 
-    async def stream(
-        self, query: Query, so_far: tuple[LayerResult, ...] = ()
-    ) -> AsyncGenerator[str | LayerResult, None]:
+    async def stream(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> AsyncGenerator[str | LayerResult, None]:
         self.asked.append((query, so_far))
         self.closed.clear()
         try:
@@ -133,9 +131,7 @@ class ScriptedEngine:
     def render(self, system: str, user: str) -> str:
         return f"{system}\n\n{user}\n"
 
-    async def generate(
-        self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()
-    ) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()) -> AsyncGenerator[Piece, None]:
         self.prompts.append(prompt)
         if self.count_tokens(prompt) + max_tokens > self.context_tokens:
             raise LayerError(f"The prompt does not fit a window of {self.context_tokens} tokens.")

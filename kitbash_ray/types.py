@@ -177,9 +177,7 @@ class StreamingLayer(Protocol):
 
     name: str
 
-    def stream(
-        self, query: Query, so_far: tuple[LayerResult, ...]
-    ) -> AsyncIterator[str | LayerResult]:
+    def stream(self, query: Query, so_far: tuple[LayerResult, ...]) -> AsyncIterator[str | LayerResult]:
         """Pieces of text as they come, then the `LayerResult` as the last item."""
         ...
 

@@ -45,7 +45,9 @@ def main() -> None:
 def check_machine() -> None:
     version = sys.version_info[:2]
     if not OLDEST <= version <= NEWEST:
-        stop(f"Python {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]} is needed, this is {version[0]}.{version[1]}; set it with `make PYTHON=python3.11`.")
+        stop(
+            f"Python {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]} is needed, this is {version[0]}.{version[1]}; set it with `make PYTHON=python3.11`."
+        )
     if not (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
         stop("A C and C++ compiler is needed to build llama.cpp: install one (apt install build-essential).")
     if version == (3, 13) and not shutil.which("redis-server"):

@@ -105,7 +105,9 @@ def headings(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_each_relative_link_leads_somewhere(path: Path) -> None:
-    links = [link.attrGet("href") for link in inline(path, "link_open")] + [image.attrGet("src") for image in inline(path, "image")]
+    links = [link.attrGet("href") for link in inline(path, "link_open")] + [
+        image.attrGet("src") for image in inline(path, "image")
+    ]
     for link in map(str, links):
         if re.match(r"[a-z]+:", link):
             continue

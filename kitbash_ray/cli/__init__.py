@@ -18,7 +18,7 @@ app = typer.Typer(
     name="kitbash",
     help="Ask questions that fall through layers, the cheapest first. Every answer says where it came "
     "from, how sure it is and which path it took.",
-    epilog="Begin with `kitbash up`, then `kitbash ask \"What is ATP?\"`. Without a cluster: `kitbash ask --mode direct ...`.",
+    epilog='Begin with `kitbash up`, then `kitbash ask "What is ATP?"`. Without a cluster: `kitbash ask --mode direct ...`.',
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

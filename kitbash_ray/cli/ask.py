@@ -22,13 +22,23 @@ HTTP_BAD_REQUEST = 400
 
 
 def ask(
-    question: list[str] = typer.Argument(..., help="The question; `-` reads one per line from standard input.", show_default=False),
-    mode: askers.Mode | None = typer.Option(None, help="`redis`: the running cluster. `direct`: this process, without Ray and Redis. [default: the cluster if one runs]", show_default=False),
+    question: list[str] = typer.Argument(
+        ..., help="The question; `-` reads one per line from standard input.", show_default=False
+    ),
+    mode: askers.Mode | None = typer.Option(
+        None,
+        help="`redis`: the running cluster. `direct`: this process, without Ray and Redis. [default: the cluster if one runs]",
+        show_default=False,
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object, and nothing else, on standard output."),
-    cartridges: Path | None = typer.Option(None, help="Folder of cartridges for --mode direct. [default: CARTRIDGES_DIR]", show_default=False),
+    cartridges: Path | None = typer.Option(
+        None, help="Folder of cartridges for --mode direct. [default: CARTRIDGES_DIR]", show_default=False
+    ),
     cartridge: list[str] = typer.Option([], help="Answer only from this cartridge; may be repeated."),
     faction: list[str] = typer.Option(["general"], help="Answer from this faction: general, fiction, experiment."),
-    max_error: float | None = typer.Option(None, min=0.001, max=0.999, help="Share of accepted answers that may be wrong.", show_default=False),
+    max_error: float | None = typer.Option(
+        None, min=0.001, max=0.999, help="Share of accepted answers that may be wrong.", show_default=False
+    ),
     timeout: float | None = typer.Option(None, min=0.001, max=600, help="Seconds the answer may take.", show_default=False),
 ) -> None:
     """Ask a question.

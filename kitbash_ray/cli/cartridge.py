@@ -148,7 +148,9 @@ def show(
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="A .jsonl, .ndjson, .csv, .md, .markdown or .txt file in UTF-8.")],
-    name: Annotated[str, typer.Option("--name", help="Name of the cartridge to make or, if it was imported before, to replace.")],
+    name: Annotated[
+        str, typer.Option("--name", help="Name of the cartridge to make or, if it was imported before, to replace.")
+    ],
     cartridges: Cartridges = None,
 ) -> None:
     """Turn a file into a cartridge of passages.
@@ -185,7 +187,9 @@ def _folders(library: Library, names: Sequence[str]) -> list[Path]:
     found |= {path.parent.name: path.parent for file in (FACTS, PASSAGES) for path in library.folder.glob(f"*/{file}")}
     for name in names:
         if name not in found:
-            raise CartridgeError(f"There is no cartridge {name!r} in {library.folder}; there are: {', '.join(sorted(found)) or 'none'}.")
+            raise CartridgeError(
+                f"There is no cartridge {name!r} in {library.folder}; there are: {', '.join(sorted(found)) or 'none'}."
+            )
     return [found[name] for name in dict.fromkeys(names or sorted(found))]
 
 
@@ -233,7 +237,9 @@ def _print_facts(facts: Sequence[Fact], as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(fact) for fact in facts], ensure_ascii=False, indent=2, default=str))
     else:
-        _print_table(("id", "fact", "level", "asks"), [(fact.id, fact.text, fact.level or "", len(fact.asks)) for fact in facts])
+        _print_table(
+            ("id", "fact", "level", "asks"), [(fact.id, fact.text, fact.level or "", len(fact.asks)) for fact in facts]
+        )
 
 
 def _print_fact(fact: Fact, as_json: bool) -> None:

@@ -19,11 +19,20 @@ HELP = """[bold]/why[/] how the last answer came about   [bold]/feed[/] its even
 [bold]/new[/] forget the conversation          [bold]/help[/] this              [bold]/quit[/] leave (also Ctrl-D)"""
 #: Earlier messages that are sent along.
 REMEMBERED = 12
-MARKS = {"answered": "[green]answered[/]", "abstained": "[yellow]abstained[/]", "failed": "[red]failed[/]", "timeout": "[red]timed out[/]"}
+MARKS = {
+    "answered": "[green]answered[/]",
+    "abstained": "[yellow]abstained[/]",
+    "failed": "[red]failed[/]",
+    "timeout": "[red]timed out[/]",
+}
 
 
 def chat(
-    mode: askers.Mode | None = typer.Option(None, help="`redis`: the running cluster. `direct`: this process. [default: the cluster if one runs]", show_default=False),
+    mode: askers.Mode | None = typer.Option(
+        None,
+        help="`redis`: the running cluster. `direct`: this process. [default: the cluster if one runs]",
+        show_default=False,
+    ),
     cartridges: Path | None = typer.Option(None, help="Folder of cartridges for --mode direct.", show_default=False),
 ) -> None:
     """Talk with Kitbash; each question shows its way through the layers.
@@ -89,7 +98,11 @@ class Chat:
             output.print(escape(event.text), end="", style="dim")
         elif event.kind == "layer.finished" and event.result:
             result = event.result
-            sure = f" [dim]confidence[/] {percent(result.confidence)}" if result.outcome == "answered" else f" [dim]{escape(result.reason or '')}[/]"
+            sure = (
+                f" [dim]confidence[/] {percent(result.confidence)}"
+                if result.outcome == "answered"
+                else f" [dim]{escape(result.reason or '')}[/]"
+            )
             output.print(f"  [bold]{result.layer:<10}[/]{MARKS[result.outcome]}{sure} [dim]{result.latency_ms:.2f} ms[/]")
         elif event.answer:
             if event.answer.answer:

@@ -50,4 +50,4 @@ def demo() -> None:
         for shown in QUESTIONS:
             output.print(answer_panel(client.ask(shown.question, history=shown.history), title=shown.title))
     show_where(settings, found)
-    errors.print("[dim]The cluster stays up: `kitbash ask \"...\"`, `kitbash chat`, `kitbash status`; `kitbash down` ends it.[/]")
+    errors.print('[dim]The cluster stays up: `kitbash ask "..."`, `kitbash chat`, `kitbash status`; `kitbash down` ends it.[/]')

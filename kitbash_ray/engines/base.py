@@ -29,9 +29,7 @@ class Engine(Protocol):
         """The prompt of one exchange, in the form that the model was trained on."""
         ...
 
-    def generate(
-        self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()
-    ) -> AsyncGenerator[Piece, None]:
+    def generate(self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()) -> AsyncGenerator[Piece, None]:
         """Greedy continuation of `prompt`; closing the iterator stops the model.
 
         Raises LayerError when the prompt does not fit the window.

@@ -56,9 +56,7 @@ def load_gguf(model: Path, **parameters: Any) -> Any:
 class LlamaCpp:
     """One GGUF with one context. A second generation waits until the first has ended."""
 
-    def __init__(
-        self, model: Path, *, context_tokens: int, threads: int | None = None, gpu_layers: int = 0
-    ) -> None:
+    def __init__(self, model: Path, *, context_tokens: int, threads: int | None = None, gpu_layers: int = 0) -> None:
         """Load `model`. Raises ModelError when that does not work."""
         self._llama = load_gguf(
             model, n_ctx=context_tokens, n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers
@@ -78,9 +76,7 @@ class LlamaCpp:
         """The prompt of one exchange in the model's own chat template, plain text if it has none."""
         return self._render(system, user)
 
-    async def generate(
-        self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()
-    ) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()) -> AsyncGenerator[Piece, None]:
         """Greedy continuation of `prompt`, piece by piece.
 
         Raises LayerError when prompt and answer do not fit the window.
@@ -180,7 +176,7 @@ def llama_token_eot(llama: Any) -> int:
 @asynccontextmanager
 async def _held(lock: threading.Lock) -> AsyncGenerator[None, None]:
     """`lock`, waited for without stopping the event loop."""
-    while not lock.acquire(blocking=False):
+    while not lock.acquire(blocking=False):  # noqa: ASYNC110 - the holder may belong to another event loop
         await asyncio.sleep(TURN_S)
     try:
         yield

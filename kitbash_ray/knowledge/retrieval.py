@@ -48,9 +48,7 @@ class Retrieval:
 
         self._table = lancedb.connect(str(folder)).open_table(TABLE)
 
-    def search(
-        self, question: str, vector: npt.NDArray[np.float32], scope: Scope, limit: int = 8
-    ) -> list[Found]:
+    def search(self, question: str, vector: npt.NDArray[np.float32], scope: Scope, limit: int = 8) -> list[Found]:
         """Up to `limit` facts, the best cosine first."""
         where = _where(scope)
         by_vector: Any = self._table.search(vector, query_type="vector")
@@ -67,9 +65,7 @@ class Retrieval:
         return sorted(best.values(), key=lambda item: -item.cosine)[:limit]
 
 
-def build_table(
-    facts: Sequence[Fact], store: VectorStore, folder: Path, progress: Progress | None = None
-) -> None:
+def build_table(facts: Sequence[Fact], store: VectorStore, folder: Path, progress: Progress | None = None) -> None:
     """Make the table of `facts` in `folder`, which appears complete or not at all."""
     import lancedb
 
@@ -78,9 +74,7 @@ def build_table(
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     data = [_row(fact, text, vector) for (fact, text), vector in zip(rows, vectors, strict=True)]
-    table = lancedb.connect(str(partial)).create_table(
-        TABLE, data=data or None, schema=_schema(store.embedder.dimensions)
-    )
+    table = lancedb.connect(str(partial)).create_table(TABLE, data=data or None, schema=_schema(store.embedder.dimensions))
     table.create_fts_index("text", with_position=False, language="English", stem=True, remove_stop_words=True)
     if len(rows) >= INDEX_FROM_ROWS:
         table.create_index(metric="cosine", index_type="IVF_HNSW_SQ", num_partitions=max(1, len(rows) // 12_500))

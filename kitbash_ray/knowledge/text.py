@@ -131,7 +131,9 @@ def read(text: str) -> Words:
 def opposites(stem_: str) -> frozenset[str]:
     """Stems that exclude `stem_`: listed pairs, and the same word with or without `non-`, `un-`, ..."""
     built = {prefix + stem_ for prefix in OPPOSING_PREFIXES}
-    bare = {stem_.removeprefix(prefix) for prefix in OPPOSING_PREFIXES if stem_.startswith(prefix) and len(stem_) > len(prefix) + 3}
+    bare = {
+        stem_.removeprefix(prefix) for prefix in OPPOSING_PREFIXES if stem_.startswith(prefix) and len(stem_) > len(prefix) + 3
+    }
     return frozenset(_listed_opposites().get(stem_, set()) | built | bare)
 
 

@@ -40,9 +40,7 @@ class CartridgeLayer:
 
     name = "cartridge"
 
-    def __init__(
-        self, retrieval: Retrieval, index: GrainIndex, calibration: Calibration, *, embedder: Embeds
-    ) -> None:
+    def __init__(self, retrieval: Retrieval, index: GrainIndex, calibration: Calibration, *, embedder: Embeds) -> None:
         """`index` tells how rare a word is among the same facts."""
         self._table = retrieval, index
         self._embedder = embedder
@@ -88,9 +86,7 @@ class CartridgeLayer:
         best, features = judge(text, candidates, rarity)
         return _Synthesis((found[best],), self._fit.confidence(features), found[best].cosine)
 
-    def _pair(
-        self, text: str, vector: npt.NDArray[np.float32], found: list[Found], rarity: Rarity
-    ) -> _Synthesis | None:
+    def _pair(self, text: str, vector: npt.NDArray[np.float32], found: list[Found], rarity: Rarity) -> _Synthesis | None:
         """The two best facts of which each has a word of the question that the other lacks."""
         asked = set(read(text).content)
         words = {item.grain.source.fact_id: asked & _words(item) for item in found}
@@ -99,7 +95,9 @@ class CartridgeLayer:
             if ours - theirs and theirs - ours:
                 others = [item.grain.candidate(item.nearest, item.cosine) for item in found if item not in (first, second)]
                 joined = _joined(first, second, vector)
-                return _Synthesis((first, second), self._fit.confidence(measure(text, [joined, *others], rarity)), joined.cosine)
+                return _Synthesis(
+                    (first, second), self._fit.confidence(measure(text, [joined, *others], rarity)), joined.cosine
+                )
         return None
 
 

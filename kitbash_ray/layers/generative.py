@@ -36,9 +36,7 @@ class GenerativeLayer:
         """The facts that the answer may rest on."""
         return ()
 
-    async def stream(
-        self, query: Query, so_far: tuple[LayerResult, ...] = ()
-    ) -> AsyncGenerator[str | LayerResult, None]:
+    async def stream(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> AsyncGenerator[str | LayerResult, None]:
         if self.engine is None:
             yield LayerResult(self.name, "abstained", reason=self._missing)
             return
@@ -48,7 +46,11 @@ class GenerativeLayer:
         logprobs: list[float] = []
         room = self.engine.context_tokens - self._max_tokens
         if self.engine.count_tokens(prompt) > room:
-            yield LayerResult(self.name, "abstained", reason=f"the question does not fit the model's window of {self.engine.context_tokens} tokens")
+            yield LayerResult(
+                self.name,
+                "abstained",
+                reason=f"the question does not fit the model's window of {self.engine.context_tokens} tokens",
+            )
             return
         pieces = self.engine.generate(prompt, max_tokens=self._max_tokens, stop=("\nQuestion:",))
         async with aclosing(pieces):

@@ -37,7 +37,5 @@ def open_kobold(settings: Settings) -> KoboldLayer:
     if settings.kobold_type == "remote":
         missing = "remote engines are not in this version: set KOBOLD_TYPE=local and KOBOLD_MODEL"
     elif settings.kobold_model:
-        engine = LlamaCpp(
-            settings.kobold_model, context_tokens=settings.kobold_context, gpu_layers=settings.kobold_gpu_layers
-        )
+        engine = LlamaCpp(settings.kobold_model, context_tokens=settings.kobold_context, gpu_layers=settings.kobold_gpu_layers)
     return KoboldLayer("kobold", engine, missing=missing, max_tokens=settings.kobold_max_tokens)

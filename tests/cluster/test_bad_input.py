@@ -129,7 +129,9 @@ def test_without_the_token_every_route_says_401(cluster: Cluster, stranger: http
     )  # fmt: skip
     for given in wrong:
         headers = {} if given is None else {"Authorization": given}
-        reply = stranger.request("POST" if path in ASKING else "GET", path, headers=headers, content=body() if path in ASKING else None)
+        reply = stranger.request(
+            "POST" if path in ASKING else "GET", path, headers=headers, content=body() if path in ASKING else None
+        )
         assert_refused(reply, 401)
         assert reply.headers["www-authenticate"] == "Bearer"
         assert token not in reply.text
@@ -208,7 +210,9 @@ def test_the_name_of_another_key_is_an_unknown_query(client: Kitbash, http: http
     ],
 )  # fmt: skip
 def test_an_impossible_event_id_is_refused_by_the_feed(http: httpx.Client, after: str, place: str) -> None:
-    given: dict[str, Any] = {"headers": {b"Last-Event-ID": after.encode("latin-1")}} if place == "header" else {"params": {"after": after}}
+    given: dict[str, Any] = (
+        {"headers": {b"Last-Event-ID": after.encode("latin-1")}} if place == "header" else {"params": {"after": after}}
+    )
     with http.stream("GET", "/v1/feed", **given) as reply:
         assert reply.status_code == 400, next(reply.iter_bytes())
         reply.read()

@@ -99,7 +99,17 @@ def test_direct_mode_answers_in_this_process_from_a_folder(cluster: Cluster) -> 
 def test_status_shows_the_layers_and_where_everything_is(cluster: Cluster) -> None:
     done = cluster.command("status", COLUMNS="200")
     assert done.returncode == 0, done.stderr
-    for part in ("grain", "bitnet", "cartridge", "kobold", "ready", cluster.url, str(cluster.pid("kobold")), "redis.sock", "token"):
+    for part in (
+        "grain",
+        "bitnet",
+        "cartridge",
+        "kobold",
+        "ready",
+        cluster.url,
+        str(cluster.pid("kobold")),
+        "redis.sock",
+        "token",
+    ):
         assert part in done.stdout
     assert cluster.token not in done.stdout
 
@@ -114,7 +124,9 @@ def test_status_as_json_is_one_object(cluster: Cluster) -> None:
 
 
 def start(cluster: Cluster, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([str(KITBASH), *arguments], env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [str(KITBASH), *arguments], env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -122,7 +134,9 @@ def test_feed_shows_questions_until_ctrl_c_and_exits_with_130(cluster: Cluster, 
     following = start(cluster, "feed", *(["--json"] if as_json else []))
     assert following.stdout
     try:
-        heard = eventually(lambda: client.ask("What is ATP?") and _readable(following.stdout.fileno()), 30, "the feed shows something")
+        heard = eventually(
+            lambda: client.ask("What is ATP?") and _readable(following.stdout.fileno()), 30, "the feed shows something"
+        )
         assert heard
         line = following.stdout.readline()
         assert (json.loads(line)["query_id"] if as_json else line.split()[1]).startswith("q_")
@@ -256,7 +270,8 @@ def test_a_wrong_token_is_one_sentence(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("KITBASH_PORT", "eighty"), ("KITBASH_PROT", "8000"), ("KITBASH_MAX_ERROR", "2"), ("KITBASH_TOKEN", "short")]
+    ("name", "value"),
+    [("KITBASH_PORT", "eighty"), ("KITBASH_PROT", "8000"), ("KITBASH_MAX_ERROR", "2"), ("KITBASH_TOKEN", "short")],
 )
 def test_a_bad_setting_is_one_sentence_and_exit_code_2(cluster: Cluster, name: str, value: str) -> None:
     for command in (["status"], ["up"], ["ask", "What is ATP?"]):
@@ -269,7 +284,14 @@ def test_a_bad_setting_is_one_sentence_and_exit_code_2(cluster: Cluster, name: s
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ask"], ["ask", ""], ["ask", "a" * 9000], ["ask", "--faction", "romance", "a"], ["ask", "--max-error", "2", "a"], ["nonsense"]],
+    [
+        ["ask"],
+        ["ask", ""],
+        ["ask", "a" * 9000],
+        ["ask", "--faction", "romance", "a"],
+        ["ask", "--max-error", "2", "a"],
+        ["nonsense"],
+    ],
 )
 def test_a_bad_command_line_is_exit_code_2(cluster: Cluster, arguments: list[str]) -> None:
     done = cluster.command(*arguments)

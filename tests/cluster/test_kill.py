@@ -113,7 +113,9 @@ def test_an_actor_that_stands_still_costs_its_timeout_and_no_more(
 
 def redis_process(cluster: Cluster) -> psutil.Process:
     """The Redis that has the cluster's socket, whoever started it."""
-    found = [process for process in naming(str(RedisServer(cluster.settings.state_dir).socket)) if process.name() == "redis-server"]
+    found = [
+        process for process in naming(str(RedisServer(cluster.settings.state_dir).socket)) if process.name() == "redis-server"
+    ]
     assert len(found) == 1, found
     return found[0]
 

@@ -53,7 +53,9 @@ def _retrieved(client: Kitbash) -> list[str]:
     return [source.text for result in results for source in result.sources]
 
 
-def test_a_new_cartridge_answers_within_seconds_and_no_question_fails_meanwhile(cluster: Cluster, client: Kitbash, folder: Path) -> None:
+def test_a_new_cartridge_answers_within_seconds_and_no_question_fails_meanwhile(
+    cluster: Cluster, client: Kitbash, folder: Path
+) -> None:
     assert not _from_it(client)
     with asking(cluster, "What is ATP?") as known, asking(cluster, UNKNOWN) as unknown:
         write_cartridge(cluster.cartridges, NAME, gate("green"))

@@ -143,7 +143,10 @@ async def test_actors_are_those_whose_heart_beats(redis: Redis, redis_url: str) 
     with BlockingRedis.from_url(redis_url) as client:
         heartbeat(client, "kobold", {"state": "ready", "reason": "„ü“"})
         heartbeat(client, "front_door:1", {"state": "ready"})
-    assert await Blackboard(redis).actors() == {"kobold": {"state": "ready", "reason": "„ü“"}, "front_door:1": {"state": "ready"}}
+    assert await Blackboard(redis).actors() == {
+        "kobold": {"state": "ready", "reason": "„ü“"},
+        "front_door:1": {"state": "ready"},
+    }
     assert 0 < await redis.ttl(actor_key("kobold")) <= 3
 
 

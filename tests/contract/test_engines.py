@@ -85,7 +85,9 @@ async def test_text_ends_before_a_stop_sequence(llama: LlamaCpp) -> None:
 
 async def test_the_earliest_of_several_stop_sequences_counts(llama: LlamaCpp) -> None:
     whole = [piece.text for piece in await pieces_of(llama)]
-    assert await text_of(llama, stop=(whole[5], "never said", whole[2])) == "".join(whole[: min(map(whole.index, (whole[5], whole[2])))])
+    assert await text_of(llama, stop=(whole[5], "never said", whole[2])) == "".join(
+        whole[: min(map(whole.index, (whole[5], whole[2])))]
+    )
 
 
 async def test_a_stop_sequence_may_begin_inside_a_piece(llama: LlamaCpp) -> None:

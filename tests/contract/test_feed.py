@@ -73,7 +73,9 @@ async def test_from_now_on_means_nothing_that_was_before(
         assert [(item and item[1]) for item in [await anext(items) for _ in range(7)]] == life("q_new")
 
 
-async def test_the_very_first_event_of_a_redis_is_seen(feed: Feed, redis_url: str, open_recorder: OpenRecorder, life: Life) -> None:
+async def test_the_very_first_event_of_a_redis_is_seen(
+    feed: Feed, redis_url: str, open_recorder: OpenRecorder, life: Life
+) -> None:
     async with aclosing(feed.follow()) as items:
         assert await anext(items) is None
         await record(open_recorder(redis_url), life()[:1])

@@ -182,7 +182,11 @@ async def test_a_stream_ends_with_the_result_that_answer_gives(layer: Layer) -> 
 @pytest.mark.parametrize("name", ["grain", "cartridge"])
 @pytest.mark.parametrize(
     ("asked", "fact_id"),
-    [("What is ATP?", "bio:atp"), ("which molecule carries energy inside cells", "bio:atp"), ("How long is the Nile?", "geo:nile")],
+    [
+        ("What is ATP?", "bio:atp"),
+        ("which molecule carries energy inside cells", "bio:atp"),
+        ("How long is the Nile?", "geo:nile"),
+    ],
 )
 async def test_a_fact_answers_what_it_is_asked_for(name: str, asked: str, fact_id: str, request: pytest.FixtureRequest) -> None:
     result = await request.getfixturevalue(name).answer(Query(asked))
@@ -202,7 +206,9 @@ async def test_what_no_fact_says_is_not_answered_with_confidence(name: str, aske
 
 @pytest.mark.parametrize("name", ["grain", "cartridge"])
 @pytest.mark.parametrize("text", ["why?", "Why", "and in yeast?", "what is it made of?", "what about them"])
-async def test_a_follow_up_is_for_a_layer_that_reads_the_conversation(name: str, text: str, request: pytest.FixtureRequest) -> None:
+async def test_a_follow_up_is_for_a_layer_that_reads_the_conversation(
+    name: str, text: str, request: pytest.FixtureRequest
+) -> None:
     result = await request.getfixturevalue(name).answer(Query(text, history=HISTORY))
     assert result.outcome == "abstained"
     assert "stand on its own" in result.reason
@@ -274,6 +280,7 @@ async def test_layer_2_hands_on_what_it_found_even_when_it_is_not_sure(cartridge
 
 
 # Layer 1 and layer 4
+
 
 def kobold_over(engine: ScriptedEngine | LlamaCpp | None) -> KoboldLayer:
     return KoboldLayer("kobold", engine, missing="no model: set KOBOLD_MODEL", max_tokens=64)
@@ -353,7 +360,9 @@ async def test_layer_1_is_asked_the_question_alone() -> None:
     assert engine.prompts == ["Question: What is ATP?\nAnswer:"]
 
 
-@pytest.mark.parametrize("said", [("I don't know.",), (" I do", " not know", "!"), ("Unknown.",), ("i'm not sure",), ("unknown",)])
+@pytest.mark.parametrize(
+    "said", [("I don't know.",), (" I do", " not know", "!"), ("Unknown.",), ("i'm not sure",), ("unknown",)]
+)
 async def test_a_model_that_declines_abstains(said: tuple[str, ...]) -> None:
     result = await kobold_over(ScriptedEngine(*said)).answer(Query("?"))
     assert (result.outcome, result.text) == ("abstained", None)

@@ -60,7 +60,9 @@ class Looking:
         return FOUND
 
 
-async def test_a_remote_layer_is_asked_when_the_blackboard_says_so(redis: Redis, redis_url: str, open_orchestrator: Open) -> None:
+async def test_a_remote_layer_is_asked_when_the_blackboard_says_so(
+    redis: Redis, redis_url: str, open_orchestrator: Open
+) -> None:
     layer, query = Looking(redis), Query("What is ATP?", id="q_1")
     await open_orchestrator(redis_url, ScriptedLayer("grain", NOTHING), layer).ask(query)
     assert layer.request is not None
@@ -216,7 +218,9 @@ async def test_whoever_goes_while_the_answer_waits_for_redis_leaves_no_query_run
     assert await redis.hget("kitbash:query:q_1", "state") != b"running"
 
 
-async def test_many_questions_at_once_are_all_answered_and_recorded(redis: Redis, redis_url: str, open_orchestrator: Open) -> None:
+async def test_many_questions_at_once_are_all_answered_and_recorded(
+    redis: Redis, redis_url: str, open_orchestrator: Open
+) -> None:
     orchestrator = open_orchestrator(redis_url, ScriptedLayer("grain", NOTHING), EchoLayer("kobold"))
     answers = await asyncio.gather(*(orchestrator.ask(Query(f"question {n}", id=f"q_{n}")) for n in range(100)))
     assert [answer.answer for answer in answers] == [f"question {n}" for n in range(100)]

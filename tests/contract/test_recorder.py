@@ -65,7 +65,14 @@ async def test_the_parts_say_what_happened(redis: Redis, redis_url: str, open_re
     for layer, at in (("grain", 1), ("kobold", 3)):
         assert decode(Query, await redis.get(f"kitbash:query:q_1:{layer}:request")) == events[at].query
     assert decode(LayerResult, await redis.get("kitbash:query:q_1:kobold:result")) == events[5].result
-    assert set(await redis.hgetall("kitbash:query:q_1")) == {b"state", b"text", b"asked_at", b"layer", b"finished_at", b"answer"}
+    assert set(await redis.hgetall("kitbash:query:q_1")) == {
+        b"state",
+        b"text",
+        b"asked_at",
+        b"layer",
+        b"finished_at",
+        b"answer",
+    }
     assert await events_in(redis, "kitbash:query:q_1:events") == await events_in(redis, FEED) == events
 
 
@@ -97,7 +104,9 @@ async def test_after_flush_everything_appended_is_there(redis: Redis, redis_url:
     assert recorder.healthy
 
 
-async def test_without_flush_events_are_written_by_themselves(redis: Redis, redis_url: str, open_recorder: OpenRecorder) -> None:
+async def test_without_flush_events_are_written_by_themselves(
+    redis: Redis, redis_url: str, open_recorder: OpenRecorder
+) -> None:
     recorder = open_recorder(redis_url)
     for event in numbered(3):
         recorder.append(event)
@@ -121,7 +130,9 @@ async def test_the_feed_is_capped_and_the_query_is_not(redis: Redis, redis_url: 
     assert await redis.xlen("kitbash:query:q_1:events") == 1000
 
 
-@pytest.mark.parametrize(("level", "kept"), [("debug", list(range(7))), ("info", [0, 1, 2, 3, 5, 6]), ("warning", []), ("error", [])])
+@pytest.mark.parametrize(
+    ("level", "kept"), [("debug", list(range(7))), ("info", [0, 1, 2, 3, 5, 6]), ("warning", []), ("error", [])]
+)
 async def test_the_level_filters_the_feed_and_never_the_query(
     level: str, kept: list[int], redis: Redis, redis_url: str, open_recorder: OpenRecorder, life: Life
 ) -> None:

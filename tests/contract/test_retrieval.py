@@ -76,7 +76,8 @@ def test_no_more_facts_than_the_limit(table: Retrieval) -> None:
 
 
 @pytest.mark.parametrize(
-    "question", ["", "???", "🦠", "the of and", '"ATP" AND (title:x', "a'b; DROP TABLE texts; --", "ATP " * 2000, "\x00", "*", "東京"]
+    "question",
+    ["", "???", "🦠", "the of and", '"ATP" AND (title:x', "a'b; DROP TABLE texts; --", "ATP " * 2000, "\x00", "*", "東京"],
 )
 def test_no_question_breaks_the_search(question: str, table: Retrieval) -> None:
     assert ids(search(table, question)) <= {"bio:atp", "bio:dna", "bio:last", "o'hara:x"}

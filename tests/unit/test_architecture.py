@@ -109,14 +109,18 @@ LIBRARY_FILES = [path for path in SOURCES if path.is_relative_to(LIBRARY)]
 @per_file(LIBRARY_FILES)
 def test_the_library_does_not_know_ray_the_actors_or_the_front_door(path: Path) -> None:
     in_cli = path.is_relative_to(LIBRARY / "cli")
-    known = {name for name in imports_of(path, deep=not in_cli) if names(name, {"ray", "actors", "serve_app", "tests", "benchmarks"})}
+    known = {
+        name for name in imports_of(path, deep=not in_cli) if names(name, {"ray", "actors", "serve_app", "tests", "benchmarks"})
+    }
     assert known == set()
 
 
 @per_file([path for path in SOURCES if path.is_relative_to(ACTORS) and module_of(path) not in PROGRAMS])
 def test_actors_do_not_know_the_front_door_the_command_line_or_the_tests(path: Path) -> None:
     known = imports_of(path, deep=True)
-    assert {name for name in known if names(name, {"serve_app", "tests", "benchmarks"}) or name.startswith("kitbash_ray.cli")} == set()
+    assert {
+        name for name in known if names(name, {"serve_app", "tests", "benchmarks"}) or name.startswith("kitbash_ray.cli")
+    } == set()
 
 
 @pytest.mark.parametrize("program", sorted(PROGRAMS))
@@ -142,16 +146,20 @@ def test_a_pure_module_knows_only_pure_ones(name: str) -> None:
 
 def test_the_cascade_knows_nothing_of_redis_ray_http_and_who_listens() -> None:
     known = imports_of(MODULES["kitbash_ray.cascade"], deep=True)
-    assert {name for name in known if name.startswith("kitbash_ray")} <= {f"kitbash_ray.{name}" for name in ("errors", "policy", "types")}
+    assert {name for name in known if name.startswith("kitbash_ray")} <= {
+        f"kitbash_ray.{name}" for name in ("errors", "policy", "types")
+    }
     assert not {name for name in known if names(name, {"redis", "ray", "httpx", "fastapi", "starlette"})}
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    graph = {name: {other for other in imports_of(path) if other in MODULES and other != name} for name, path in MODULES.items()}
+    graph = {
+        name: {other for other in imports_of(path) if other in MODULES and other != name} for name, path in MODULES.items()
+    }
     done: set[str] = set()
 
     def walk(name: str, above: tuple[str, ...]) -> None:
-        assert name not in above, f"import cycle: {' -> '.join((*above[above.index(name):], name))}"
+        assert name not in above, f"import cycle: {' -> '.join((*above[above.index(name) :], name))}"
         if name not in done:
             for other in sorted(graph[name]):
                 walk(other, (*above, name))
@@ -166,7 +174,9 @@ def test_the_environment_is_read_in_one_module_only(path: Path) -> None:
     reads = {
         node.lineno
         for node in ast.walk(tree_of(path))
-        if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv") and ast.unparse(node.value) == "os")
+        if (
+            isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv") and ast.unparse(node.value) == "os"
+        )
         or (isinstance(node, ast.ImportFrom) and node.module == "os" and {a.name for a in node.names} & {"environ", "getenv"})
     }
     assert module_of(path) == READS_ENVIRONMENT or reads == set()

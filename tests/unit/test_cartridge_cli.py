@@ -47,7 +47,11 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
 def test_a_new_cartridge_passes_its_check(shell: Shell) -> None:
     assert "kitbash cartridge check home_lab --cartridges" in shell.output("new", "home_lab")
     assert shell.output("check") == "1 cartridge, 2 facts: no problem\n"
-    assert sorted(path.name for path in (shell.folder / "home_lab").iterdir()) == ["cartridge.toml", "facts.yaml", "questions.jsonl"]
+    assert sorted(path.name for path in (shell.folder / "home_lab").iterdir()) == [
+        "cartridge.toml",
+        "facts.yaml",
+        "questions.jsonl",
+    ]
     assert "#" in (shell.folder / "home_lab" / "facts.yaml").read_text()
 
 
@@ -113,7 +117,14 @@ def test_list_shows_good_cartridges_and_complains_of_bad_ones_on_stderr(shell: S
     assert result.exit_code == 0
     [only] = json.loads(result.stdout)
     description = "The coffee corner: an example to replace."
-    assert only == {"name": "good", "version": "0.1.0", "faction": "general", "facts": 2, "questions": 3, "description": description}
+    assert only == {
+        "name": "good",
+        "version": "0.1.0",
+        "faction": "general",
+        "facts": 2,
+        "questions": 3,
+        "description": description,
+    }
     assert "this is not YAML" in result.stderr
     assert "good" in shell.output("list")
 
@@ -143,7 +154,9 @@ def test_show_refuses_an_unknown_fact(shell: Shell) -> None:
 
 
 def test_import_says_how_many_passages_and_what_to_ask(shell: Shell, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"id": "a b", "text": "It\'s 8265.", "asks": "What\'s the port?"}\n{"text": "x"}\n{"text": "x"}\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"id": "a b", "text": "It\'s 8265.", "asks": "What\'s the port?"}\n{"text": "x"}\n{"text": "x"}\n'
+    )
     first, skipped, renamed, last = shell.output("import", str(tmp_path / "a.jsonl"), "--name", "notes").splitlines()
     assert first == f"Imported 2 passages from {tmp_path / 'a.jsonl'} into {shell.folder / 'notes'}."
     assert skipped.endswith(": 1.")

@@ -123,7 +123,9 @@ async def test_the_answer_has_every_field_of_the_accepted_result() -> None:
 
 
 async def test_an_abstention_shows_the_best_candidate_with_its_sources() -> None:
-    answer = await answer_of(cascade(ScriptedLayer("grain", said("grain", 0.6, "maybe")), ScriptedLayer("kobold", said("kobold", 0.4))))
+    answer = await answer_of(
+        cascade(ScriptedLayer("grain", said("grain", 0.6, "maybe")), ScriptedLayer("kobold", said("kobold", 0.4)))
+    )
     assert (answer.status, answer.answer, answer.layer) == ("abstained", None, None)
     assert (answer.candidate, answer.confidence, answer.sources) == ("maybe", 0.6, (SOURCE,))
 

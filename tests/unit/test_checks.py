@@ -58,7 +58,12 @@ def test_the_cartridges_of_the_project_have_no_findings(name: str) -> None:
 
 
 def test_every_bad_fact_is_found_and_not_only_the_first(lab: Lab) -> None:
-    bad = [fact("two").replace('  source: "Book"\n', ""), fact("three").replace("empirical", "sure"), fact("one"), "- just a line\n"]
+    bad = [
+        fact("two").replace('  source: "Book"\n', ""),
+        fact("three").replace("empirical", "sure"),
+        fact("one"),
+        "- just a line\n",
+    ]
     lab.write("facts.yaml", fact("one") + "".join(bad))
     found = lab.findings()
     assert [line.partition(": ")[0] for line in found] == ["facts.yaml:8", "facts.yaml:20", "facts.yaml:21", "facts.yaml:28"]
@@ -96,7 +101,9 @@ def test_signs_that_carry_meaning_keep_askings_apart(lab: Lab) -> None:
 
 def test_an_expired_fact_is_a_warning(lab: Lab) -> None:
     lab.write("facts.yaml", fact("one", more="  valid_until: 2001-02-03\n"))
-    assert lab.findings() == ["facts.yaml:1: warning: fact 'one' was valid until 2001-02-03 and is no longer given as an answer."]
+    assert lab.findings() == [
+        "facts.yaml:1: warning: fact 'one' was valid until 2001-02-03 and is no longer given as an answer."
+    ]
 
 
 def test_a_fact_that_ends_before_it_begins_is_an_error(lab: Lab) -> None:

@@ -84,7 +84,12 @@ def test_options_go_before_the_environment_that_before_env_file_that_before_yaml
     monkeypatch.setenv("KITBASH_PORT", "8003")
     monkeypatch.setenv("KOBOLD_PORT", "9003")
     settings = load_settings(kitbash_port=8004)
-    assert (settings.kitbash_port, settings.kobold_port, settings.bitnet_port, settings.kitbash_replicas) == (8004, 9003, 7002, 2)
+    assert (settings.kitbash_port, settings.kobold_port, settings.bitnet_port, settings.kitbash_replicas) == (
+        8004,
+        9003,
+        7002,
+        2,
+    )
 
 
 def test_an_option_that_was_not_given_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +148,9 @@ def test_a_named_yaml_file_that_is_not_there_is_not_called_broken(monkeypatch: p
         ("option", "KITBASH_PROT", "did you mean KITBASH_PORT?"),
     ],
 )
-def test_an_unknown_setting_is_refused_in_one_sentence(source: str, name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_setting_is_refused_in_one_sentence(
+    source: str, name: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: dict[str, str] = {}
     if source == "environment":
         monkeypatch.setenv(name, "1")
@@ -220,8 +227,12 @@ def test_an_env_file_that_is_no_text_is_refused_in_one_sentence() -> None:
     "name",
     ["cartridges_dir", "embedding_model", "bitnet_model", "kobold_model", "log_file", "kitbash_state_dir", "kitbash_cache_dir"],
 )
-@pytest.mark.parametrize(("given", "meant"), [("x/y", "{here}/x/y"), ("~/y", "{home}/y"), ("/x/../y", "/y"), ("./x", "{here}/x")])
-def test_a_relative_path_becomes_absolute(name: str, given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "meant"), [("x/y", "{here}/x/y"), ("~/y", "{home}/y"), ("/x/../y", "/y"), ("./x", "{here}/x")]
+)
+def test_a_relative_path_becomes_absolute(
+    name: str, given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv(name.upper(), given)
     assert getattr(load_settings(), name) == Path(meant.format(here=tmp_path, home="/home/ada"))

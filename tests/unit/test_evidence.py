@@ -29,7 +29,12 @@ def test_any_candidate_can_be_measured(at: int) -> None:
 @pytest.mark.parametrize(
     ("feature", "question", "near_miss", "right"),
     [
-        ("numbers_differ", "half-life of carbon-11", "Carbon-14 has a half-life of 5730 y.", "The half-life of carbon-11 is 20 min."),
+        (
+            "numbers_differ",
+            "half-life of carbon-11",
+            "Carbon-14 has a half-life of 5730 y.",
+            "The half-life of carbon-11 is 20 min.",
+        ),
         ("negation_differs", "what is not a metal", "Iron is a metal.", "Sulfur is not a metal."),
         ("names_differ", "population of Oslo", "The population of Bergen is large.", "The population of Oslo is large."),
         ("opposite", "what increases heart rate", "Rest decreases heart rate.", "Effort increases heart rate."),
@@ -92,7 +97,9 @@ def test_shared_rare_words_decide_between_equal_cosines() -> None:
 
 
 def test_a_clearly_nearer_fact_is_the_best_without_any_shared_word() -> None:
-    best, _ = judge("melting point of tungsten", [other("Wolfram liquefies late.", 0.9), other("Tungsten melts.", 0.4)], always_rare)
+    best, _ = judge(
+        "melting point of tungsten", [other("Wolfram liquefies late.", 0.9), other("Tungsten melts.", 0.4)], always_rare
+    )
     assert best == 0
 
 

@@ -122,7 +122,9 @@ def test_only_the_scope_answers_exactly_and_by_meaning(scope: Scope, fact_id: st
         (-9, -1, False),
     ],
 )
-def test_a_fact_answers_from_its_first_day_to_its_last(begins: int | None, ends: int | None, valid: bool, tmp_path: Path) -> None:
+def test_a_fact_answers_from_its_first_day_to_its_last(
+    begins: int | None, ends: int | None, valid: bool, tmp_path: Path
+) -> None:
     def day(offset: int | None) -> date | None:
         return None if offset is None else TODAY + timedelta(days=offset)
 

@@ -90,7 +90,9 @@ def test_repetitions_without_an_id_are_skipped_and_counted(desk: Desk) -> None:
 
 
 def test_ids_are_cleaned_and_counted(desk: Desk) -> None:
-    imported = desk.bring("a.jsonl", '{"id": "../../etc/passwd", "text": "x"}\n{"id": "Käse 1", "text": "y"}\n{"id": "ok", "text": "z"}\n')
+    imported = desk.bring(
+        "a.jsonl", '{"id": "../../etc/passwd", "text": "x"}\n{"id": "Käse 1", "text": "y"}\n{"id": "ok", "text": "z"}\n'
+    )
     assert [fact.id for fact in load_cartridge(imported.folder).facts] == ["notes:etc-passwd", "notes:Kase-1", "notes:ok"]
     assert imported.renamed == 2
     assert sorted(path.name for path in desk.folder.iterdir()) == ["a.jsonl", "cartridges"]

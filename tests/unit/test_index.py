@@ -77,7 +77,9 @@ def test_another_embedding_model_is_another_version(open_builder: OpenBuilder, w
     assert open_builder(64).version() != open_builder(32).version()
 
 
-def test_a_broken_cartridge_is_reported_and_the_others_answer(open_builder: OpenBuilder, write_cartridge: WriteCartridge) -> None:
+def test_a_broken_cartridge_is_reported_and_the_others_answer(
+    open_builder: OpenBuilder, write_cartridge: WriteCartridge
+) -> None:
     write_cartridge("good", ("atp", "ATP carries energy.", "what is ATP", "explain ATP"))
     (write_cartridge("bad", ("x", "A fact.")) / "facts.yaml").write_text("- [")
     builder = open_builder()

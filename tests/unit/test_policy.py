@@ -14,7 +14,9 @@ FIT = LayerCalibration(("x",), (), 0.0, 100, ((0.01, 0.97), (0.05, 0.90), (0.2, 
 CALIBRATION = Calibration("test", 0.99, {"grain": FIT, "cartridge": FIT})
 
 
-def said(layer: str, confidence: float | None = None, *, score: float | None = None, outcome: Outcome = "answered") -> LayerResult:
+def said(
+    layer: str, confidence: float | None = None, *, score: float | None = None, outcome: Outcome = "answered"
+) -> LayerResult:
     return LayerResult(layer, outcome, text="text", score=score, confidence=confidence, reason="a reason")
 
 
@@ -56,7 +58,10 @@ CARTRIDGE_OFF, KOBOLD_OFF = said("cartridge", outcome="abstained"), said("kobold
         (seen(said("grain", outcome="timeout")), ("ask", "next-layer", ("bitnet",))),
         # the last layer may answer uncalibrated, unless the person set the budget
         (seen(GRAIN_OFF, BITNET_OFF, CARTRIDGE_OFF, said("kobold", score=0.3)), ("accept", "last-resort", "kobold")),
-        (seen(GRAIN_OFF, BITNET_OFF, CARTRIDGE_OFF, said("kobold", score=0.3), strict=True), ("abstain", "nobody-sure", "kobold")),
+        (
+            seen(GRAIN_OFF, BITNET_OFF, CARTRIDGE_OFF, said("kobold", score=0.3), strict=True),
+            ("abstain", "nobody-sure", "kobold"),
+        ),
         # abstaining shows the best candidate
         (seen(said("grain", 0.2), BITNET_OFF, said("cartridge", 0.7), KOBOLD_OFF), ("abstain", "nobody-sure", "cartridge")),
         (seen(GRAIN_OFF, BITNET_OFF, CARTRIDGE_OFF, KOBOLD_OFF), ("abstain", "nobody-sure", None)),
@@ -113,7 +118,9 @@ def test_fixed_goes_on_after_a_layer_that_it_has_no_threshold_for() -> None:
 
 @pytest.mark.parametrize("policy", [Calibrated(CALIBRATION), Fixed()])
 @pytest.mark.parametrize("situation", [seen(), seen(said("grain", 0.95)), seen(said("grain", 0.1), seconds_left=-1)])
-def test_every_decision_has_a_reason_and_deciding_twice_gives_the_same(policy: Calibrated | Fixed, situation: Situation) -> None:
+def test_every_decision_has_a_reason_and_deciding_twice_gives_the_same(
+    policy: Calibrated | Fixed, situation: Situation
+) -> None:
     decision = policy.decide(situation)
     assert decision.reason
     assert policy.decide(situation) == decision

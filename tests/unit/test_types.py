@@ -12,7 +12,9 @@ from kitbash_ray import types
 from kitbash_ray.types import Answer, Event, LayerResult, Query, Source, Step, Turn, decode, encode, encode_event, new_query_id
 
 SOURCE = Source("bio", "bio:atp", "ATP „carries“ energy 🦠.", 0.9, "a book", "2")
-QUERY = Query("What is\n\"ATP\"? 🦠 '; --", "q_1", (Turn("user", "hi"), Turn("assistant", "")), ("fiction",), ("bio",), 0.01, 2.5, 1.25)
+QUERY = Query(
+    'What is\n"ATP"? 🦠 \'; --', "q_1", (Turn("user", "hi"), Turn("assistant", "")), ("fiction",), ("bio",), 0.01, 2.5, 1.25
+)
 RESULT = LayerResult("grain", "answered", "text", 0.1, 0.2, (SOURCE, SOURCE), "why", 1.5)
 STEP = Step("grain", "timeout", 0.5, 1.0, "late")
 ANSWER = Answer("q_1", "?", "answered", "yes", "grain", 0.9, (SOURCE,), (STEP,), 3.0, "why", "maybe", "fixed/x", True)
@@ -27,7 +29,9 @@ BARE = [
     Answer("q_1", "?", "abstained"),
     Event("q_1", 0, 0.0, "query.received"),
 ]
-VALUES = [pytest.param(value, id=type(value).__name__ + kind) for kind, group in (("", FULL), ("-bare", BARE)) for value in group]
+VALUES = [
+    pytest.param(value, id=type(value).__name__ + kind) for kind, group in (("", FULL), ("-bare", BARE)) for value in group
+]
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -57,16 +61,22 @@ def test_json_has_one_line_whatever_is_said() -> None:
     assert b"\n" not in encode(QUERY)
 
 
-@pytest.mark.parametrize("event", [EVENT, BARE[5], dataclasses.replace(EVENT, text="„ü“ 🦠\n\x00\\ \"quoted\"", reason="\u2028")])
+@pytest.mark.parametrize("event", [EVENT, BARE[5], dataclasses.replace(EVENT, text='„ü“ 🦠\n\x00\\ "quoted"', reason="\u2028")])
 def test_an_event_put_together_from_encoded_members_is_the_event(event: Event) -> None:
-    members = (event.query and encode(event.query), event.result and encode(event.result), event.answer and encode(event.answer))
+    members = (
+        event.query and encode(event.query),
+        event.result and encode(event.result),
+        event.answer and encode(event.answer),
+    )
     line = encode_event(event, *members)
     assert decode(Event, line) == event
     assert b"\0" not in line
     assert b"\n" not in line
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"query_id": "q"}', b'{"query_id":"q","query":"x","status":"sure"}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b'{"query_id": "q"}', b'{"query_id":"q","query":"x","status":"sure"}']
+)
 def test_anything_else_is_refused(data: bytes) -> None:
     with pytest.raises(ValidationError):
         decode(Answer, data)
