@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -123,6 +124,7 @@ def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> AS
 def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
     """Asking, all at once or as a stream; at most `most` questions are worked on."""
     body = {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(QueryIn.model_json_schema())}}}}
+    answer = {"responses": {"200": {"content": {JSON: {"schema": inlined(msgspec.json.schema(Answer))}}}}}
 
     async def admitted(request: Request) -> Query | Response:
         if orchestrator.in_flight >= most:
@@ -133,14 +135,12 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
         known_cartridges(query, orchestrator.cartridges())
         return query
 
-    @http.router.post(
-        "/v1/query", response_model=Answer, responses=REFUSALS, openapi_extra=body, summary="Ask, and get the answer"
-    )
+    @http.router.post("/v1/query", responses=REFUSALS, openapi_extra=body | answer, summary="Ask, and get the answer")
     async def query(request: Request) -> Response:
         asked = await admitted(request)
         if isinstance(asked, Response):
             return asked
-        return Response(encode(await orchestrator.ask(asked), whole=True), media_type=JSON)
+        return Response(encode(await orchestrator.ask(asked)), media_type=JSON)
 
     @http.router.post(
         "/v1/query/stream", responses=REFUSALS, openapi_extra=body, summary="Ask, and see the events as they happen (SSE)"
@@ -159,7 +159,7 @@ def add_blackboard(http: FastAPI, orchestrator: Orchestrator) -> None:
     async def state(request: Request) -> Response:
         await orchestrator.recorder.flush()
         found = await orchestrator.blackboard.query(asked_id(request))
-        return Response(encode(found, whole=True), media_type=JSON) if found else unknown(request)
+        return Response(encode(found), media_type=JSON) if found else unknown(request)
 
     @http.router.get("/v1/queries/{query_id}/events", openapi_extra=query_id, summary="The events of a query, in order")
     async def events(request: Request) -> Response:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from kitbash_ray.blackboard import Blackboard
@@ -50,8 +51,7 @@ class Orchestrator:
                     if event.answer:
                         if left_process:
                             await self.recorder.flush()
-                        answer = event.answer.with_recorded(self.recorder.healthy)
-                        event = Event(event.query_id, event.seq, event.at, event.kind, answer=answer)
+                        event = replace(event, answer=replace(event.answer, recorded=self.recorder.healthy))
                     self.recorder.append(event)
                     finished = event.answer is not None
                     if event.kind == "layer.started" and event.layer not in IN_PROCESS:

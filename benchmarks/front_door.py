@@ -48,9 +48,7 @@ def noop_app(settings, token):  # type: ignore[no-untyped-def]
             @http.router.post("/v1/query")
             async def query(request: Request) -> Response:
                 asked = (await read_query(request)).to_query()
-                return Response(
-                    encode(Answer(asked.id, asked.text, "answered", "ready"), whole=True), media_type="application/json"
-                )
+                return Response(encode(Answer(asked.id, asked.text, "answered", "ready")), media_type="application/json")
 
             return Gate(http, token)
 

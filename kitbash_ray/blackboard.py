@@ -16,15 +16,15 @@ what record.lua does with it. Not here: when it is written (recorder.py) and the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from msgspec import Struct
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from kitbash_ray.errors import StoreError
-from kitbash_ray.types import Answer, Event, decode, encode, encode_event
+from kitbash_ray.types import Answer, Event, decode, encode
 
 PREFIX = "kitbash:"
 FEED = PREFIX + "feed"
@@ -52,8 +52,7 @@ def actor_key(name: str) -> str:
     return f"{PREFIX}actor:{name}"
 
 
-@dataclass(frozen=True, slots=True)
-class QueryState:
+class QueryState(Struct, frozen=True):
     """What the blackboard says of a query. Times are Unix seconds."""
 
     query_id: str
@@ -73,24 +72,15 @@ def operations(events: Sequence[Event], *, level: str) -> bytes:
     """
     words: list[bytes] = []
     hashes: dict[str, dict[bytes, bytes]] = {}
-    queries: dict[str, bytes] = {}
     for event in events:
         query_id = event.query_id
-        fields = hashes.setdefault(query_id, {})
-        query = result = answer = None
-        if event.query:
-            query = queries.get(query_id) or queries.setdefault(query_id, encode(event.query))
-        if event.result:
-            result = encode(event.result)
-            words += (b"value", layer_key(query_id, event.result.layer, "result").encode(), result)
-        elif event.answer:
-            answer = encode(event.answer, whole=True)
-        elif event.kind == "layer.started" and event.layer:
-            words += (b"value", layer_key(query_id, event.layer, "request").encode(), query or b"{}")
-        line = encode_event(event, query, result, answer)
         to_feed = b"1" if passes(event, level) else b"0"
-        words += (b"event", events_key(query_id).encode(), b"%d" % (event.seq + 1), to_feed, line)
-        _fold(fields, event, answer)
+        words += (b"event", events_key(query_id).encode(), b"%d" % (event.seq + 1), to_feed, encode(event))
+        if event.kind == "layer.started" and event.layer:
+            words += (b"value", layer_key(query_id, event.layer, "request").encode(), encode(event.query))
+        elif event.result:
+            words += (b"value", layer_key(query_id, event.result.layer, "result").encode(), encode(event.result))
+        _fold(hashes.setdefault(query_id, {}), event)
     for query_id, fields in hashes.items():
         if fields:
             words += (b"hash", query_key(query_id).encode(), b"%d" % (2 * len(fields)))
@@ -99,7 +89,7 @@ def operations(events: Sequence[Event], *, level: str) -> bytes:
     return b"\0".join((*words, b""))
 
 
-def _fold(fields: dict[bytes, bytes], event: Event, answer: bytes | None) -> None:
+def _fold(fields: dict[bytes, bytes], event: Event) -> None:
     """Set the fields of the query's hash that `event` changes."""
     if event.kind == "query.received" and event.query:
         fields[b"state"] = b"running"
@@ -107,10 +97,10 @@ def _fold(fields: dict[bytes, bytes], event: Event, answer: bytes | None) -> Non
         fields[b"asked_at"] = b"%r" % event.query.asked_at
     elif event.kind == "layer.started" and event.layer:
         fields[b"layer"] = event.layer.encode()
-    elif event.answer and answer:
+    elif event.answer:
         fields[b"state"] = event.answer.status.encode()
         fields[b"finished_at"] = b"%r" % event.at
-        fields[b"answer"] = answer
+        fields[b"answer"] = encode(event.answer)
 
 
 def passes(event: Event, level: str) -> bool:

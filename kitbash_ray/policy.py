@@ -7,8 +7,9 @@ consults a second layer. No clock, no I/O, no await.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from msgspec import Struct
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.consensus import simple_average
@@ -20,8 +21,7 @@ CONSULT_BAND = (0.70, 0.80)
 CONSULTED = "cartridge"
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
+class Situation(Struct, frozen=True):
     """What a policy looks at. `waiting` are the layers not asked yet, the cheapest first.
 
     `strict` says that the person set the error budget for this very question.
@@ -34,8 +34,7 @@ class Situation:
     seconds_left: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """Ask `layers` (together), accept `result`, or abstain with `result` as best candidate."""
 
     action: Literal["ask", "accept", "abstain"]

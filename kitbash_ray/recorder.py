@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from msgspec import MsgspecError
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
@@ -140,6 +140,6 @@ def _read(line: bytes) -> Event | None:
     """An event of the spool; None for a line that was cut short when its process died."""
     try:
         return decode(Event, line)
-    except ValidationError:
+    except MsgspecError:
         log.warning("a damaged line of the spool is left out")
         return None

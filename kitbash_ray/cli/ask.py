@@ -95,6 +95,6 @@ def _factions(names: list[str]) -> tuple[Faction, ...]:
 
 def _show(answer: Answer, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(json.loads(encode(answer, whole=True)), ensure_ascii=False), flush=True)
+        print(json.dumps(json.loads(encode(answer)), ensure_ascii=False), flush=True)
     else:
         output.print(answer_panel(answer))

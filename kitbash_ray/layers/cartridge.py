@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds

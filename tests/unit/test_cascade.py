@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from kitbash_ray.cascade import Cascade
 from kitbash_ray.errors import LayerError, LayerTimeout, LayerUnavailable
