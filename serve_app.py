@@ -14,7 +14,7 @@ import hmac
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -147,7 +147,7 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
     )
     async def stream(request: Request) -> Response:
         asked = await admitted(request)
-        return asked if isinstance(asked, Response) else sse(request, event_lines(orchestrator, asked))
+        return asked if isinstance(asked, Response) else EventStream(request, event_lines(orchestrator, asked))
 
 
 def add_blackboard(http: FastAPI, orchestrator: Orchestrator) -> None:
@@ -172,7 +172,7 @@ def add_blackboard(http: FastAPI, orchestrator: Orchestrator) -> None:
         after = request.headers.get("last-event-id") or request.query_params.get("after") or "$"
         if not FEED_POSITION.fullmatch(after):
             return refusal(400, "`after` is the id of an event of the feed, `0` or `$`.")
-        return sse(request, feed_lines(orchestrator, after))
+        return EventStream(request, feed_lines(orchestrator, after))
 
     @http.router.get("/v1/layers", summary="The layers: where they run and how they are")
     async def layers(request: Request) -> Response:
@@ -251,30 +251,39 @@ def inlined(schema: Any, definitions: Any = None) -> Any:
     return {key: inlined(value, definitions) for key, value in schema.items() if key != "$defs"}
 
 
-def sse(request: Request, lines: AsyncGenerator[bytes, None]) -> Response:
-    return StreamingResponse(
-        while_connected(request, lines),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-    )
+class EventStream(StreamingResponse):
+    """Server-sent events whose source is closed with the connection, not when it is garbage-collected."""
+
+    def __init__(self, request: Request, lines: AsyncGenerator[bytes, None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        self._lines = while_connected(request, lines)
+        super().__init__(self._lines, media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # A task of its own: this one may be cancelled, and cancelled again at each await.
+            closing = asyncio.ensure_future(self._lines.aclose())
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(closing)
 
 
 async def while_connected(request: Request, lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """`lines`, until the client goes: also while there is nothing to send, when no write could fail."""
     gone = asyncio.ensure_future(disconnected(request))
+    step: asyncio.Future[bytes | None] | None = None
     try:
         while True:
             step = asyncio.ensure_future(anext(lines, None))
             await asyncio.wait((step, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not step.done():
-                step.cancel()
-                await asyncio.wait((step,))
-                return
-            if (line := step.result()) is None:
+            if not step.done() or (line := step.result()) is None:
                 return
             yield line
     finally:
         gone.cancel()
+        if step and step.cancel():  # a generator that is running cannot be closed
+            await asyncio.wait((step,))
         await lines.aclose()
 
 

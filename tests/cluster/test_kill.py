@@ -256,17 +256,6 @@ def _events(client: Kitbash, query_id: str) -> list[object]:
     return []
 
 
-def test_a_redis_that_the_front_door_started_is_in_the_record(cluster: Cluster) -> None:
-    kill_redis(cluster)
-    for replica in replicas(cluster):
-        replica.kill()
-    socket = str(RedisServer(cluster.settings.state_dir).socket)
-    eventually(lambda: naming(socket) and _asked_again(cluster), 60, "a new replica has started Redis")
-    record = read_record(cluster.settings)
-    assert record
-    assert record.redis_pid == redis_process(cluster).pid
-
-
 def test_no_actor_was_restarted_without_a_reason(cluster: Cluster) -> None:
     pids = {layer: cluster.pid(layer) for layer in ACTORS}
     with asking(cluster, UNKNOWN) as asked:
