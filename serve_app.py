@@ -275,7 +275,7 @@ async def while_connected(request: Request, lines: AsyncGenerator[bytes, None]) 
     step: asyncio.Future[bytes | None] | None = None
     try:
         while True:
-            step = asyncio.ensure_future(anext(lines, None))
+            step = asyncio.ensure_future(next_line(lines))
             await asyncio.wait((step, gone), return_when=asyncio.FIRST_COMPLETED)
             if not step.done() or (line := step.result()) is None:
                 return
@@ -285,6 +285,13 @@ async def while_connected(request: Request, lines: AsyncGenerator[bytes, None]) 
         if step and step.cancel():  # a generator that is running cannot be closed
             await asyncio.wait((step,))
         await lines.aclose()
+
+
+async def next_line(lines: AsyncGenerator[bytes, None]) -> bytes | None:
+    try:
+        return await anext(lines)
+    except StopAsyncIteration:
+        return None
 
 
 async def disconnected(request: Request) -> None:
