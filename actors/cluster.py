@@ -105,8 +105,13 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
         started_at=time.time(),
     )
     write_record(settings, found)  # before it is up, so that whatever happens can be ended
-    _wait_for_ray(settings, process)
-    _deploy(settings, found, environment, tell)
+    launcher = _spawn_launcher(settings, found, environment)  # it imports Ray while Ray starts
+    try:
+        _wait_for_ray(settings, process)
+        _deploy(settings, launcher, tell)
+    finally:
+        launcher.kill()
+        launcher.wait()
     if not _answers(found.url, FRONT_DOOR_S):
         raise ClusterError(
             f"The front door does not answer at {found.url}; the logs are in /tmp/ray/session_latest/logs/serve."
@@ -182,30 +187,34 @@ def _ray_log(settings: Settings) -> Path:
     return settings.state_dir / "ray.log"
 
 
-def _deploy(settings: Settings, found: Running, environment: dict[str, str], tell: Tell) -> None:
-    """Start the actors and the front door in the cluster, from a process that goes away again."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "actors.launch", found.address, str(settings.kitbash_port)],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def _spawn_launcher(settings: Settings, found: Running, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Begin a process that starts actors and front door once it is given the settings, and then goes away."""
+    with _launch_log(settings).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "actors.launch", found.address, str(settings.kitbash_port)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+
+
+def _deploy(settings: Settings, process: subprocess.Popen[bytes], tell: Tell) -> None:
+    """Let the launcher do its work, and tell what it says."""
     assert process.stdin
     assert process.stdout
-    assert process.stderr
-    try:
+    with suppress(BrokenPipeError):  # it is dead already; its log says why
         process.stdin.write(settings.model_dump_json().encode())
         process.stdin.close()
-        for line in process.stdout:
-            tell(line.decode().rstrip())
-        errors = process.stderr.read().decode(errors="replace")
-        if process.wait() != 0:
-            raise ClusterError(f"The actors did not start: {_last_line(errors)}")
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    for line in process.stdout:
+        tell(line.decode().rstrip())
+    if process.wait() != 0:
+        why = _last_line(_launch_log(settings).read_text(errors="replace"))
+        raise ClusterError(f"The actors did not start: {why}")
+
+
+def _launch_log(settings: Settings) -> Path:
+    return settings.state_dir / "launch.log"
 
 
 def _last_line(text: str) -> str:
