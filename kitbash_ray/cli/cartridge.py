@@ -171,7 +171,8 @@ def import_(
         print(f"Skipped as word-for-word repetitions: {imported.skipped:,}.")
     if imported.renamed:
         print(f"Ids changed because of characters that an id cannot have: {imported.renamed:,}.")
-    print(f"Ask next: kitbash ask {shlex.quote(imported.example or f'a question that {file.name} answers')}")
+    where = f"--cartridges {shlex.quote(str(cartridges))} " if cartridges else ""
+    print(f"Ask next: kitbash ask {where}{shlex.quote(imported.example or f'a question that {file.name} answers')}")
 
 
 # Finding
