@@ -161,7 +161,7 @@ def test_import_says_how_many_passages_and_what_to_ask(shell: Shell, tmp_path: P
     assert first == f"Imported 2 passages from {tmp_path / 'a.jsonl'} into {shell.folder / 'notes'}."
     assert skipped.endswith(": 1.")
     assert renamed.endswith(": 1.")
-    assert last == """Ask next: kitbash ask 'What'"'"'s the port?'"""
+    assert last == f"""Ask next: kitbash ask --cartridges {shell.folder} 'What'"'"'s the port?'"""
     assert shell.output("check") == "1 cartridge, 2 facts: no problem\n"
 
 
