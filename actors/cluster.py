@@ -158,7 +158,7 @@ def _spawn_ray(settings: Settings, environment: dict[str, str], port: int) -> su
         "dashboard-host": "127.0.0.1", "dashboard-port": str(settings.kitbash_dashboard_port),
         "dashboard-agent-listen-port": str(_free_port()), "metrics-export-port": str(_free_port()),
         "resources": json.dumps(resources), "object-store-memory": str(OBJECT_STORE_BYTES),
-        "num-cpus": str(max(4, os.cpu_count() or 1)),
+        "num-cpus": str(os.cpu_count() or 1),
     }  # fmt: skip
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     with _ray_log(settings).open("wb") as output:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from ray import serve
@@ -23,11 +24,13 @@ def main() -> None:
     ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     handles = start_actors(settings)
-    print(f"starting {', '.join(handles)}", flush=True)
-    wait_ready(handles, lambda name, what: print(f"{name} is up ({what})", flush=True))
-    print("starting the front door", flush=True)
-    serve.start(http_options={"host": settings.kitbash_host, "port": port})
-    serve.run(serve_app.build(settings), name=serve_app.APP_NAME, route_prefix="/")
+    print(f"starting {', '.join(handles)} and the front door", flush=True)
+    # Both take seconds of imports in their own processes; the front door waits for the layers it needs.
+    with ThreadPoolExecutor(1) as aside:
+        ready = aside.submit(wait_ready, handles, lambda name, what: print(f"{name} is up ({what})", flush=True))
+        serve.start(http_options={"host": settings.kitbash_host, "port": port})
+        serve.run(serve_app.build(settings), name=serve_app.APP_NAME, route_prefix="/")
+        ready.result()
 
 
 if __name__ == "__main__":
