@@ -33,6 +33,7 @@ from kitbash_ray.token import ensure_token
 
 Tell = Callable[[str], None]
 
+RAY_ADDRESS_FILE = Path("/tmp/ray/ray_current_cluster")
 RAY_START_S, FRONT_DOOR_S, STOP_S = 60.0, 120.0, 20.0
 #: Enough for indexes of a few hundred thousand grains; Ray's default is 30 % of the memory.
 OBJECT_STORE_BYTES = 512 << 20
@@ -80,6 +81,7 @@ def down(settings: Settings, tell: Tell) -> bool:
     if found is None:
         return False
     ended = _end(found.id, found, tell)
+    _forget_address(found)
     record_file(settings).unlink(missing_ok=True)
     return ended > 0
 
@@ -280,6 +282,13 @@ def _end(cluster_id: str, found: Running | None, tell: Tell) -> int:
     if left:
         raise ClusterError(f"These processes do not end: {', '.join(f'{p.name()} ({p.pid})' for p in left)}.")
     return len(ours) or 1
+
+
+def _forget_address(found: Running) -> None:
+    """Ray notes the last cluster's address for `ray.init` and `serve run`, which would wait for it in vain."""
+    with suppress(OSError):
+        if RAY_ADDRESS_FILE.read_text().strip().rpartition(":")[2] == found.address.rpartition(":")[2]:
+            RAY_ADDRESS_FILE.unlink()
 
 
 def _processes(cluster_id: str, found: Running | None) -> set[psutil.Process]:
