@@ -16,7 +16,6 @@ class GenerativeActor:
     """A layer that streams. Without a usable model it abstains and says why."""
 
     def __init__(self, name: str, opened: Callable[[Settings], GenerativeLayer], settings: Settings) -> None:
-        self._problem: str | None = None
         try:
             self._layer = opened(settings)
         except ModelError as error:  # an actor that dies of a bad file would be restarted for ever

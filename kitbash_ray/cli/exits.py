@@ -3,9 +3,5 @@
 OK = 0
 #: Something went wrong that has no code of its own; also: a question failed in every layer.
 FAILED = 1
-#: A bad command line or setting.
-USAGE = 2
-#: A cartridge or document is wrong.
-BAD_CARTRIDGE = 3
 #: Ctrl-C, as shells count it.
 INTERRUPTED = 130

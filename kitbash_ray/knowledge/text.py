@@ -75,7 +75,6 @@ NUMBER_WORDS = {
 } | {"thirty": "30", "forty": "40", "fifty": "50", "hundred": "100", "thousand": "1000"}
 
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)*[+#]*|\d+")
-_HAS_LETTER, _HAS_DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
 _LETTER, _DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
 _WORD = re.compile(r"[^\W_][\w+#'-]*")
 _stem = lru_cache(maxsize=65536)(snowballstemmer.stemmer("english").stemWord)
