@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import psutil
 
-from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment
+from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment, ray_auth
 from kitbash_ray.errors import ClusterError
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.state import RECORDED_WITHIN_S, Running, alive, read_record, record_file, running, write_record
@@ -140,6 +140,7 @@ def _environment(cluster_id: str) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http_port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http_port + 200),
+        "RAY_AUTH_MODE": ray_auth(),  # said to all: a driver with an address does not look for the token itself
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # the front door is a worker, and people wait for it
         "RAY_DISABLE_IMPORT_WARNING": "1",

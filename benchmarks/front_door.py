@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.common import finish, free_port, print_table
-from kitbash_ray.config import load_settings
+from kitbash_ray.config import load_settings, ray_auth
 from kitbash_ray.token import find_token
 
 QUESTION = "What is ATP?"
@@ -59,6 +59,7 @@ def noop_app(settings, token):  # type: ignore[no-untyped-def]
 
 def deploy_noop(address: str) -> None:
     """Runs in a process of its own: `python -m benchmarks.front_door --deploy-noop ADDRESS`."""
+    os.environ["RAY_AUTH_MODE"] = ray_auth()  # before Ray reads it at its import
     import ray
     from ray import serve
 

@@ -213,6 +213,18 @@ def child_environment(**extra: str) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
+def ray_auth() -> str:
+    """Whether Ray is to ask for its token, by the rule of `ray start`: "token" or "disabled".
+
+    RAY_AUTH_MODE decides; without it a token that exists is asked for.
+    https://docs.ray.io/en/latest/ray-security/token-auth.html
+    """
+    if mode := os.environ.get("RAY_AUTH_MODE"):
+        return mode.lower()
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    return "token" if os.environ.get("RAY_AUTH_TOKEN") or Path(path).exists() else "disabled"
+
+
 def started_by_up() -> bool:
     """Whether this process belongs to a cluster that `kitbash up` started."""
     return CLUSTER_MARK in os.environ

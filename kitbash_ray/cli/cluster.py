@@ -12,7 +12,7 @@ import typer
 from kitbash_ray.cli.console import errors, output, start_log
 from kitbash_ray.cli.tables import event_line, layers_table
 from kitbash_ray.client import Kitbash
-from kitbash_ray.config import Settings, load_settings
+from kitbash_ray.config import Settings, load_settings, ray_auth
 from kitbash_ray.errors import NotRunning
 from kitbash_ray.state import Running, read_record
 from kitbash_ray.token import token_file
@@ -51,7 +51,14 @@ def show_where(settings: Settings, found: Running) -> None:
     output.print(f"front door  {found.url}  (API description: {found.url}/docs)", soft_wrap=True)
     output.print(f"token       {where}", soft_wrap=True)
     output.print(f"dashboard   {found.dashboard}", soft_wrap=True)
-    output.print("[dim]HAProxy listens on every address of this machine; the token is what keeps others out.[/]")
+    if ray_auth() == "token":
+        output.print("[dim]Ray and its dashboard ask for Ray's own token: `ray get-auth-token` prints it.[/]")
+    else:
+        output.print(
+            "[dim]Ray's own ports are open to your network: `ray get-auth-token --generate`, "
+            "`kitbash down` and `kitbash up` close them with a token.[/]",
+            soft_wrap=True,
+        )
 
 
 def down() -> None:

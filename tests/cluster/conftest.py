@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,7 +36,10 @@ def cluster(_clean_session: None) -> Iterator[Cluster]:
     """Redis, Ray, the four layers with tiny models, and the front door."""
     folder = Path(tempfile.mkdtemp(prefix="kb", dir="/tmp"))  # short: a socket's path has 107 bytes
     settings = _settings(folder)
-    found = local.up(settings, lambda what: print(what, flush=True))
+    with pytest.MonkeyPatch.context() as patch:  # Ray asks for its token: the harder case, and nobody else gets in
+        (folder / "ray_token").write_text(secrets.token_hex(32))
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "ray_token"))
+        found = local.up(settings, lambda what: print(what, flush=True))
     up = Cluster(settings, found, settings.cartridges_dir)
     try:
         yield up

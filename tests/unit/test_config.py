@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kitbash_ray.config import Settings, child_environment, load_settings, no_color
+from kitbash_ray.config import Settings, child_environment, load_settings, no_color, ray_auth
 from kitbash_ray.errors import ConfigError
 
 #: Names, and values as the first `.env` of this project had them, and what they mean.
@@ -303,3 +303,17 @@ def test_no_color_is_heeded(value: str | None, wanted: bool, monkeypatch: pytest
     if value is not None:
         monkeypatch.setenv("NO_COLOR", value)
     assert no_color() is wanted
+
+
+def test_ray_is_asked_for_a_token_exactly_when_ray_start_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ray_auth() == "disabled"
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("ab" * 32)
+    assert ray_auth() == "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
+    assert ray_auth() == "disabled"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "ab" * 32)
+    assert ray_auth() == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "Disabled")
+    assert ray_auth() == "disabled"
