@@ -42,6 +42,8 @@ APP_NAME = "kitbash"
 MAX_BODY = 1 << 20
 #: Paths that need no token: they tell nothing about questions or knowledge.
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup", "/docs", "/openapi.json"})
+#: Seconds of silence after which a stream of events says that it is still there.
+KEEP_ALIVE_S = 1.0
 JSON = "application/json"
 QUERY_ID = re.compile(r"q_[0-9a-f]{16}", re.ASCII)
 #: A place in the feed: the id of a Redis stream entry, or `$` for now.
@@ -147,7 +149,7 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
     )
     async def stream(request: Request) -> Response:
         asked = await admitted(request)
-        return asked if isinstance(asked, Response) else EventStream(request, event_lines(orchestrator, asked))
+        return asked if isinstance(asked, Response) else EventStream(event_lines(orchestrator, asked))
 
 
 def add_blackboard(http: FastAPI, orchestrator: Orchestrator) -> None:
@@ -172,7 +174,7 @@ def add_blackboard(http: FastAPI, orchestrator: Orchestrator) -> None:
         after = request.headers.get("last-event-id") or request.query_params.get("after") or "$"
         if not FEED_POSITION.fullmatch(after):
             return refusal(400, "`after` is the id of an event of the feed, `0` or `$`.")
-        return EventStream(request, feed_lines(orchestrator, after))
+        return EventStream(feed_lines(orchestrator, after))
 
     @http.router.get("/v1/layers", summary="The layers: where they run and how they are")
     async def layers(request: Request) -> Response:
@@ -254,9 +256,9 @@ def inlined(schema: Any, definitions: Any = None) -> Any:
 class EventStream(StreamingResponse):
     """Server-sent events whose source is closed with the connection, not when it is garbage-collected."""
 
-    def __init__(self, request: Request, lines: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        self._lines = while_connected(request, lines)
+        self._lines = kept_alive(lines)
         super().__init__(self._lines, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -269,34 +271,32 @@ class EventStream(StreamingResponse):
                 await asyncio.shield(closing)
 
 
-async def while_connected(request: Request, lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """`lines`, until the client goes: also while there is nothing to send, when no write could fail."""
-    gone = asyncio.ensure_future(disconnected(request))
+async def kept_alive(lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """`lines`, and a comment after each second of silence.
+
+    HAProxy tells of a client that closed its connection only when a write to it fails, so
+    without the comments a question nobody waits for would keep its layer until the timeout.
+    """
     step: asyncio.Future[bytes | None] | None = None
     try:
         while True:
-            step = asyncio.ensure_future(next_line(lines))
-            await asyncio.wait((step, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not step.done() or (line := step.result()) is None:
+            step = step or asyncio.ensure_future(next_line(lines))
+            done, _ = await asyncio.wait((step,), timeout=KEEP_ALIVE_S)
+            if not done:
+                yield b": still at work\n\n"
+            elif (line := step.result()) is None:
                 return
-            yield line
+            else:
+                step = None
+                yield line
     finally:
-        gone.cancel()
         if step and step.cancel():  # a generator that is running cannot be closed
             await asyncio.wait((step,))
         await lines.aclose()
 
 
 async def next_line(lines: AsyncGenerator[bytes, None]) -> bytes | None:
-    try:
-        return await anext(lines)
-    except StopAsyncIteration:
-        return None
-
-
-async def disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    return await anext(lines, None)
 
 
 async def event_lines(orchestrator: Orchestrator, query: Query) -> AsyncGenerator[bytes, None]:

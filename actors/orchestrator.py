@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any
 
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from kitbash_ray.blackboard import Blackboard
-from kitbash_ray.cascade import Cascade
+from kitbash_ray.cascade import Cascade, Tell, as_stream
 from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.grain_index import GrainIndex
 from kitbash_ray.layers.grain import GrainLayer
@@ -41,38 +40,41 @@ class Orchestrator:
         #: Questions being worked on.
         self.in_flight = 0
 
-    async def events(self, query: Query) -> AsyncGenerator[Event, None]:
-        """The events of `query`, each recorded before it is passed on or acted upon elsewhere."""
-        self.in_flight += 1
-        left_process = finished = False
-        try:
-            async with aclosing(self.cascade.run(query)) as events:
-                async for event in events:
-                    if event.answer:
-                        if left_process:
-                            await self.recorder.flush()
-                        event = replace(event, answer=replace(event.answer, recorded=self.recorder.healthy))
-                    self.recorder.append(event)
-                    finished = event.answer is not None
-                    if event.kind == "layer.started" and event.layer not in IN_PROCESS:
-                        left_process = True
-                        await self.recorder.flush()
-                    elif event.answer and left_process:
-                        await self.recorder.flush()
-                    yield event
-        finally:
-            self.in_flight -= 1
-            if not finished:
-                self._cancelled(query)
-
     async def ask(self, query: Query) -> Answer:
         """The answer to `query`."""
-        answer: Answer | None = None
-        async with aclosing(self.events(query)) as events:
-            async for event in events:
-                answer = event.answer or answer
-        assert answer is not None  # the last event of a cascade carries it
-        return answer
+        return _answer(await self._run(query))
+
+    def events(self, query: Query) -> AsyncGenerator[Event, None]:
+        """The events of `query`, each recorded before it is passed on. Closing this cancels the question."""
+        return as_stream(lambda tell: self._run(query, tell))
+
+    async def _run(self, query: Query, listener: Tell | None = None) -> Event:
+        """Run `query` and record it; `listener` hears every event but the last, which is returned."""
+
+        def tell(event: Event) -> Awaitable[None] | None:
+            self.recorder.append(event)
+            if listener:
+                listener(event)
+            # What another process will work on is on the blackboard before it begins.
+            leaves = event.kind == "layer.started" and event.layer not in IN_PROCESS
+            return self.recorder.flush() if leaves else None
+
+        self.in_flight += 1
+        try:
+            last = await self.cascade.run(query, tell)
+            left = any(step.layer not in IN_PROCESS for step in _answer(last).path)
+            if left:
+                await self.recorder.flush()
+            last = replace(last, answer=replace(_answer(last), recorded=self.recorder.healthy))
+            self.recorder.append(last)
+            if left:
+                await self.recorder.flush()
+        except BaseException:  # cancelled: leave no query running on the blackboard
+            self._cancelled(query)
+            raise
+        finally:
+            self.in_flight -= 1
+        return last
 
     def cartridges(self) -> tuple[str, ...]:
         """Names of the cartridges that can answer now."""
@@ -80,10 +82,14 @@ class Orchestrator:
         return grain.index.cartridges if grain else ()
 
     def _cancelled(self, query: Query) -> None:
-        """Whoever asked is gone, or the cascade failed: leave no query running on the blackboard."""
         answer = Answer(query.id, query.text, "cancelled", reason="whoever asked is gone")
         last = 1 << 30  # after every event that the cascade has numbered
         self.recorder.append(Event(query.id, last, time.time(), "query.finished", answer=answer))
+
+
+def _answer(last: Event) -> Answer:
+    assert last.answer is not None  # the last event of a cascade carries it
+    return last.answer
 
 
 async def follow_index(router: Any, layer: GrainLayer, version: str) -> None:

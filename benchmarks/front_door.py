@@ -1,10 +1,13 @@
-"""An exact hit over HTTP with everything recorded, against a no-op in the same cluster.
+"""An exact hit over HTTP with everything recorded, against two no-ops in the same cluster.
 
 Starts a cluster of its own (random ports, its own state folder) with the real front door and,
-beside it, a no-op with the same Serve options, the same gate, the same route class and the same
-models: it validates the request and returns a ready answer. What is left between the two is the
-cascade, the lookup and the recording in Redis. Runs are interleaved; medians are reported.
-The load comes from `wrk` (apt install wrk), because a client in Python would take a core.
+beside it, two deployments with the same Serve options that answer at once:
+
+    noop   as Serve's documentation writes an application: FastAPI with a pydantic body and reply, no token
+    bare   the front door's own light route, gate and models, with no cascade behind them
+
+Runs are interleaved; medians are reported. The load comes from `wrk` (apt install wrk), because
+a client in Python would take a core.
 
     python -m benchmarks.front_door [--quick]
 """
@@ -23,51 +26,11 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.common import finish, free_port, print_table
-from kitbash_ray.config import load_settings, ray_auth
+from kitbash_ray.config import load_settings
 from kitbash_ray.token import find_token
 
 QUESTION = "What is ATP?"
 CONNECTIONS = (1, 16)
-
-
-def noop_app(settings, token):  # type: ignore[no-untyped-def]
-    """The same Serve deployment with a cascade that does nothing."""
-    from fastapi import FastAPI, Request
-    from fastapi.responses import Response
-    from ray import serve
-
-    from kitbash_ray.types import Answer, encode
-    from serve_app import Gate, PlainRoute, read_query
-
-    @serve.ingress()
-    class Noop:
-        def __serve_build_asgi_app__(self):  # type: ignore[no-untyped-def]
-            http = FastAPI()
-            http.router.route_class = PlainRoute
-
-            @http.router.post("/v1/query")
-            async def query(request: Request) -> Response:
-                asked = (await read_query(request)).to_query()
-                return Response(encode(Answer(asked.id, asked.text, "answered", "ready")), media_type="application/json")
-
-            return Gate(http, token)
-
-    return serve.deployment(
-        name="Noop", num_replicas=1, max_ongoing_requests=settings.kitbash_max_in_flight + 64, ray_actor_options={"num_cpus": 0}
-    )(Noop).bind()
-
-
-def deploy_noop(address: str) -> None:
-    """Runs in a process of its own: `python -m benchmarks.front_door --deploy-noop ADDRESS`."""
-    os.environ["RAY_AUTH_MODE"] = ray_auth()  # before Ray reads it at its import
-    import ray
-    from ray import serve
-
-    from actors.deploy import NAMESPACE
-
-    settings = load_settings()
-    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}})
-    serve.run(noop_app(settings, find_token(settings)), name="noop", route_prefix="/noop")
 
 
 def load(url: str, token: str, connections: int, seconds: int, folder: Path) -> tuple[float, float]:
@@ -89,7 +52,7 @@ def load(url: str, token: str, connections: int, seconds: int, folder: Path) -> 
 
 
 def measure(url: str, token: str, rounds: int, seconds: int, folder: Path) -> dict[tuple[str, int], list[tuple[float, float]]]:
-    paths = {"noop": f"{url}/noop/v1/query", "kitbash": f"{url}/v1/query"}
+    paths = {"noop": f"{url}/noop/v1/query", "bare": f"{url}/bare/v1/query", "kitbash": f"{url}/v1/query"}
     for path in paths.values():
         load(path, token, 16, 2, folder)  # warm up
     runs: dict[tuple[str, int], list[tuple[float, float]]] = {}
@@ -103,11 +66,7 @@ def measure(url: str, token: str, rounds: int, seconds: int, folder: Path) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
-    parser.add_argument("--deploy-noop", metavar="ADDRESS", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.deploy_noop:
-        deploy_noop(options.deploy_noop)
-        return
     if not shutil.which("wrk"):
         sys.exit("wrk is needed to make the load: apt install wrk")
     rounds, seconds = (2, 3) if options.quick else (5, 6)
@@ -123,7 +82,7 @@ def main() -> None:
     settings = load_settings()
     try:
         found = cluster.up(settings, print)
-        subprocess.run([sys.executable, "-m", "benchmarks.front_door", "--deploy-noop", found.address], check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.no_ops", found.address], check=True)
         runs = measure(found.url, find_token(settings), rounds, seconds, folder)
     finally:
         cluster.down(settings, print)
@@ -139,20 +98,23 @@ def main() -> None:
         for (name, connections), values in runs.items()
     ]
     print_table("Exact hit over HTTP", ("what", "connections", "requests/s", "p50 ms", "each run"), rows)
-    ratio = {
-        c: median(ours[0] / theirs[0] for ours, theirs in zip(runs["kitbash", c], runs["noop", c], strict=True))
-        for c in CONNECTIONS
-    }
     finish(
         "front_door",
         {
-            "rps_ratio_to_noop_c1": round(ratio[1], 3),
-            "rps_ratio_to_noop_c16": round(ratio[16], 3),
+            "rps_ratio_to_noop_c1": ratio(runs, "noop", 1),
+            "rps_ratio_to_noop_c16": ratio(runs, "noop", 16),
+            "rps_ratio_to_bare_c16": ratio(runs, "bare", 16),
             "p50_ms_c1": round(median(ms for _, ms in runs["kitbash", 1]), 3),
             "rps_c16": round(median(r for r, _ in runs["kitbash", 16])),
         },
         {"rps_ratio_to_noop_c16": (">=", 0.75)},
     )
+
+
+def ratio(runs, other, connections):  # type: ignore[no-untyped-def]
+    """The median over the rounds of our requests a second by the other's."""
+    pairs = zip(runs["kitbash", connections], runs[other, connections], strict=True)
+    return round(median(ours[0] / theirs[0] for ours, theirs in pairs), 3)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A query's life as one stream of events: ask layers in the order the policy says, then answer.
+"""A query's life as events: ask layers in the order the policy says, then answer.
 
 `Cascade.run` is the only place where layers meet. It knows nothing of Ray, Redis or HTTP, and
-nothing of who listens: the reply, the blackboard and the feed all read this stream. The last
-event carries the Answer. Closing the stream cancels the layer that is at work.
+nothing of who listens: the reply, the blackboard and the feed all hear the same events. The
+last one carries the Answer. Cancelling a run cancels the layers that are at work.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -36,6 +35,10 @@ else:
     from async_timeout import timeout
 
 
+#: Hears of each event. What it returns for a `layer.started` is awaited before the layer is asked.
+Tell = Callable[[Event], Awaitable[None] | None]
+
+
 class Cascade:
     """Layers, cheapest first, under one policy. Holds no state of any query."""
 
@@ -54,20 +57,22 @@ class Cascade:
         self._timeouts = timeouts_s
         self._max_error = max_error
 
-    async def run(self, query: Query) -> AsyncGenerator[Event, None]:
-        """The events of `query`, ending with `query.finished`."""
-        run = _Run(query)
-        yield run.event("query.received", query=query)
+    async def run(self, query: Query, tell: Tell) -> Event:
+        """Tell the events of `query` as they happen, but for the last, `query.finished`: it is returned.
+
+        So whoever runs a query can settle its record before the answer is passed on.
+        """
+        run = _Run(query, tell)
+        run.tell("query.received", query=query)
         while True:
             decision = self._policy.decide(self._situation(run))
             if decision.action != "ask":
-                yield run.event("query.finished", answer=run.answer(decision, self._policy.name))
-                return
+                return run.event("query.finished", answer=run.answer(decision, self._policy.name))
             for name in decision.layers:
-                yield run.event("layer.started", layer=name, query=query, reason=f"{decision.rule}: {decision.reason}")
-            async with aclosing(self._ask(run, decision.layers)) as events:
-                async for event in events:
-                    yield event
+                reason = f"{decision.rule}: {decision.reason}"
+                if settled := run.tell("layer.started", layer=name, query=query, reason=reason):
+                    await settled
+            await self._ask(run, decision.layers)
 
     def _situation(self, run: _Run) -> Situation:
         asked = {result.layer for result in run.results}
@@ -80,62 +85,76 @@ class Cascade:
             seconds_left=run.seconds_left(),
         )
 
-    async def _ask(self, run: _Run, names: tuple[str, ...]) -> AsyncGenerator[Event, None]:
-        if len(names) > 1:
-            results = await asyncio.gather(*(self._answer(run, self.layers[name]) for name in names))
-            for result in results:
-                yield run.take(result.layer, result)
-        elif names[0] in self._streaming:
-            async with aclosing(self._stream(run, self._streaming[names[0]])) as items:
-                async for item in items:
-                    yield run.take(names[0], item)
+    async def _ask(self, run: _Run, names: tuple[str, ...]) -> None:
+        if len(names) == 1:
+            run.take(await self._answer(run, names[0]))
         else:
-            yield run.take(names[0], await self._answer(run, self.layers[names[0]]))
+            for result in await asyncio.gather(*(self._answer(run, name) for name in names)):
+                run.take(result)
 
-    async def _answer(self, run: _Run, layer: Layer) -> LayerResult:
+    async def _answer(self, run: _Run, name: str) -> LayerResult:
         """The layer's result; whatever goes wrong becomes a result too."""
-        began = time.perf_counter()
+        layer, began = self.layers[name], time.perf_counter()
+        seconds = self._seconds(run, layer)
         try:
-            async with timeout(self._seconds(run, layer)):
-                result = _signed(layer, await layer.answer(run.query, tuple(run.results)))
+            async with timeout(seconds):
+                if streaming := self._streaming.get(name):
+                    result = await _streamed(run, streaming)
+                else:
+                    result = await layer.answer(run.query, tuple(run.results))
+            if not isinstance(result, LayerResult) or result.layer != name:  # the policy counts by name
+                raise LayerError(f"the layer gave {type(result).__name__} instead of its own result")
         except Exception as error:  # a layer's fault must not cost the question the next layer
-            result = self._failure(run, layer, error)
-        return _timed(result, began)
-
-    async def _stream(self, run: _Run, layer: StreamingLayer) -> AsyncGenerator[str | LayerResult, None]:
-        """Pieces of the answer, then the result."""
-        began = time.perf_counter()
-        source = layer.stream(run.query, tuple(run.results))
-        try:
-            async with aclosing(_with_timeout(source, self._seconds(run, layer))) as items:
-                async for item in items:
-                    if not isinstance(item, str):
-                        yield _timed(_signed(layer, item), began)
-                        return
-                    yield item
-            raise LayerError("the layer ended without a result")
-        except Exception as error:  # as above
-            yield _timed(self._failure(run, layer, error), began)
-
-    def _failure(self, run: _Run, layer: Layer | StreamingLayer, error: Exception) -> LayerResult:
-        if isinstance(error, TimeoutError | asyncio.TimeoutError | LayerTimeout):
-            reason = f"no answer within {self._seconds(run, layer) * 1000:.0f} ms"
-            return LayerResult(layer.name, "timeout", reason=reason)
-        kind = "" if isinstance(error, LayerUnavailable) else f"{type(error).__name__}: "
-        return LayerResult(layer.name, "failed", reason=f"{kind}{error}".strip()[:300])
+            result = _failure(name, error, seconds)
+        return replace(result, latency_ms=round((time.perf_counter() - began) * 1000, 3))
 
     def _seconds(self, run: _Run, layer: Layer | StreamingLayer) -> float:
-        own = self._timeouts.get(layer.name, 60.0)
-        left = run.query.deadline_s
-        return own if left is None else max(0.0, min(own, left - (time.time() - run.query.asked_at)))
+        own, left = self._timeouts.get(layer.name, 60.0), run.seconds_left()
+        return own if left is None else max(0.0, min(own, left))
+
+
+async def _streamed(run: _Run, layer: StreamingLayer) -> LayerResult:
+    """Tell the pieces of the answer, then give the result."""
+    source = layer.stream(run.query, tuple(run.results))
+    try:
+        async for item in source:
+            if not isinstance(item, str):
+                return item
+            run.tell("layer.delta", layer=layer.name, text=item)
+    finally:
+        if close := getattr(source, "aclose", None):
+            await close()
+    raise LayerError("the layer ended without a result")
+
+
+def _failure(layer: str, error: Exception, seconds: float) -> LayerResult:
+    if isinstance(error, TimeoutError | asyncio.TimeoutError | LayerTimeout):
+        return LayerResult(layer, "timeout", reason=f"no answer within {seconds * 1000:.0f} ms")
+    kind = "" if isinstance(error, LayerUnavailable) else f"{type(error).__name__}: "
+    return LayerResult(layer, "failed", reason=f"{kind}{error}".strip()[:300])
+
+
+async def as_stream(run: Callable[[Tell], Awaitable[Event]]) -> AsyncGenerator[Event, None]:
+    """The events of a run as they happen, the last included. Closing this cancels the run."""
+    queue: asyncio.Queue[Event | None] = asyncio.Queue()
+    task = asyncio.ensure_future(run(queue.put_nowait))
+    task.add_done_callback(lambda _: queue.put_nowait(None))
+    try:
+        while (event := await queue.get()) is not None:
+            yield event
+        yield task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 class _Run:
     """What has happened to one query so far."""
 
-    def __init__(self, query: Query) -> None:
+    def __init__(self, query: Query, tell: Tell) -> None:
         self.query = query
         self.results: list[LayerResult] = []
+        self._tell = tell
         self._began = time.perf_counter()
         self._seq = 0
 
@@ -144,11 +163,12 @@ class _Run:
         self._seq += 1
         return event
 
-    def take(self, layer: str, item: str | LayerResult) -> Event:
-        if isinstance(item, str):
-            return self.event("layer.delta", layer=layer, text=item)
-        self.results.append(item)
-        return self.event("layer.finished", layer=layer, result=item)
+    def tell(self, kind: EventKind, **fields: Any) -> Awaitable[None] | None:
+        return self._tell(self.event(kind, **fields))
+
+    def take(self, result: LayerResult) -> None:
+        self.results.append(result)
+        self.tell("layer.finished", layer=result.layer, result=result)
 
     def seconds_left(self) -> float | None:
         if self.query.deadline_s is None:
@@ -190,37 +210,6 @@ class _Run:
             )
             for result in self.results
         ]
-
-
-async def _with_timeout(source: AsyncIterator[Any], seconds: float) -> AsyncGenerator[Any, None]:
-    """Items of `source`, whose time together is `seconds`. Raises TimeoutError after that.
-
-    A timeout must not stay open across a yield, so each step has one of its own.
-    """
-    end = time.perf_counter() + seconds
-    try:
-        while True:
-            async with timeout(max(0.0, end - time.perf_counter())):
-                try:
-                    item = await anext(source)
-                except StopAsyncIteration:
-                    return
-            yield item
-    finally:
-        close = getattr(source, "aclose", None)
-        if close:
-            await close()
-
-
-def _signed(layer: Layer | StreamingLayer, result: LayerResult) -> LayerResult:
-    """`result`, which has to be one and of the layer that was asked: the policy counts by name."""
-    if not isinstance(result, LayerResult) or result.layer != layer.name:
-        raise LayerError(f"the layer gave {type(result).__name__} instead of its own result")
-    return result
-
-
-def _timed(result: LayerResult, began: float) -> LayerResult:
-    return replace(result, latency_ms=round((time.perf_counter() - began) * 1000, 3))
 
 
 def _rounded(confidence: float | None) -> float | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from kitbash_ray.calibration import load_calibration
-from kitbash_ray.cascade import Cascade
+from kitbash_ray.cascade import Cascade, as_stream
 from kitbash_ray.config import Settings
 from kitbash_ray.knowledge.grain_index import GrainIndex
 from kitbash_ray.knowledge.index import IndexBuilder, open_builder
@@ -14,7 +16,7 @@ from kitbash_ray.layers.cartridge import CartridgeLayer
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.layers.kobold import open_kobold
 from kitbash_ray.policy import policy_named
-from kitbash_ray.types import Answer, Layer, Query
+from kitbash_ray.types import Answer, Event, Layer, Query
 
 
 def timeouts_s(settings: Settings) -> dict[str, float]:
@@ -61,9 +63,11 @@ class Direct:
         """A sentence for each cartridge that could not be read."""
         return self.builder.problems
 
+    def events(self, query: Query) -> AsyncGenerator[Event, None]:
+        """The events of `query` as they happen. Closing this cancels the question."""
+        return as_stream(lambda tell: self.cascade.run(query, tell))
+
     async def ask(self, query: Query) -> Answer:
-        answer: Answer | None = None
-        async for event in self.cascade.run(query):
-            answer = event.answer or answer
-        assert answer is not None  # the last event of a cascade carries it
-        return answer
+        last = await self.cascade.run(query, lambda _: None)
+        assert last.answer is not None  # the last event of a cascade carries it
+        return last.answer

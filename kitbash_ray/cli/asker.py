@@ -91,7 +91,7 @@ class DirectAsker:
     def events(self, query: Query) -> Iterator[Event]:
         checked(query)
         known_cartridges(query, self._direct.cartridges)
-        events = self._direct.cascade.run(query)
+        events = self._direct.events(query)
         try:
             while True:
                 try:

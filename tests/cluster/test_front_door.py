@@ -265,10 +265,6 @@ def _refused(http: httpx.Client, path: str) -> httpx.Response | None:
     return reply if reply.status_code == 429 else None
 
 
-@pytest.mark.xfail(
-    reason="a client that leaves in the very moment a silent layer begins is noticed only at that layer's timeout",
-    strict=False,
-)
 def test_a_streamed_question_whose_client_is_gone_is_cancelled_though_the_layer_is_silent(
     cluster: Cluster, client: Kitbash
 ) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import pytest
 from msgspec.structs import replace
 
-from kitbash_ray.cascade import Cascade
+from kitbash_ray.cascade import Cascade, as_stream
 from kitbash_ray.errors import LayerError, LayerTimeout, LayerUnavailable
 from kitbash_ray.policy import Calibrated, Decision, Situation
 from kitbash_ray.testing import EchoLayer, FailingLayer, ScriptedLayer, ScriptedStreamingLayer, SlowLayer
@@ -59,9 +59,13 @@ def cascade(*layers: Layer, timeout: float = LONG, policy: Sure | Calibrated | N
     return Cascade(layers, policy or Sure(), timeouts_s={layer.name: timeout for layer in layers})
 
 
+def stream_of(made: Cascade, query: Query = QUERY) -> AsyncGenerator[Event, None]:
+    return as_stream(lambda tell: made.run(query, tell))
+
+
 async def events_of(made: Cascade, query: Query = QUERY, *, at_most: int = 100) -> list[Event]:
     found: list[Event] = []
-    async with aclosing(made.run(query)) as events:
+    async with aclosing(stream_of(made, query)) as events:
         async for event in events:
             found.append(event)
             assert len(found) <= at_most, "the cascade does not come to an end"
@@ -224,11 +228,12 @@ async def test_pieces_of_a_streaming_layer_are_events_before_its_result() -> Non
 
 async def test_pieces_come_while_the_layer_still_works() -> None:
     stuck = StuckStream("kobold")
-    async with aclosing(cascade(stuck).run(QUERY)) as events:
+    async with aclosing(stream_of(cascade(stuck))) as events:
         async for event in events:
             if event.kind == "layer.delta":
-                assert not stuck.shown.is_set()  # the layer is not past its first piece
+                assert not stuck.closed.is_set()
                 break
+    assert stuck.closed.is_set()
 
 
 @pytest.mark.parametrize("script", [(), ("a", "b")])
@@ -253,7 +258,7 @@ async def test_cancelling_the_consumer_cancels_the_layer_at_work(layer: SlowLaye
 
 async def test_closing_the_stream_closes_the_layers_stream() -> None:
     layer = ScriptedStreamingLayer("kobold", "a", "b", "c", said("kobold", 1.0))
-    async with aclosing(cascade(layer).run(QUERY)) as events:
+    async with aclosing(stream_of(cascade(layer))) as events:
         async for event in events:
             if event.kind == "layer.delta":
                 break
