@@ -19,11 +19,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from kitbash_ray.cli import importing
 from kitbash_ray.cli.console import output, progress_bar
+from kitbash_ray.cli.importing import Cartridges
 from kitbash_ray.config import load_settings
 from kitbash_ray.errors import CartridgeError
 from kitbash_ray.knowledge.cartridge import FACTS, MANIFEST, NAME, PASSAGES, QUESTIONS, Cartridge, Fact, load_cartridge
-from kitbash_ray.knowledge.checks import check_cartridge
+from kitbash_ray.knowledge.checks import check_cartridge, compare
 from kitbash_ray.knowledge.library import Library
 
 app = typer.Typer(
@@ -32,10 +34,6 @@ app = typer.Typer(
     help="Make, check, index and look at cartridges: folders with the facts that Kitbash answers from.",
 )
 
-Cartridges = Annotated[
-    Path | None,
-    typer.Option("--cartridges", metavar="DIR", help="Folder that holds the cartridges; default: the setting CARTRIDGES_DIR."),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 Name = Annotated[str, typer.Argument(help="Name of a cartridge, which is the name of its folder.")]
 
@@ -63,13 +61,16 @@ def check(
     """Say everything that is wrong, by file and line.
 
     An error keeps a cartridge from being used: a missing source, a question that two facts
-    claim, an expected fact that does not exist. A warning does not. Exits with 3 when there
-    is an error, so that a script can stop there.
+    claim, an expected fact that does not exist. A warning does not: facts, of any two cartridges,
+    that seem to contradict or repeat each other, an ask that wants a number where the fact has
+    none, a fact that has expired. Exits with 3 when there is an error, so that a script can stop there.
 
     Example: kitbash cartridge check home_lab
     """
-    folders = _folders(_library(cartridges), names or [])
+    library = _library(cartridges)
+    folders = _folders(library, names or [])
     findings = [finding for folder in folders for finding in check_cartridge(folder)]
+    findings += compare(library, {folder.name for folder in folders})
     for finding in findings:
         print(finding)
     if any(finding.severity == "error" for finding in findings):
@@ -145,34 +146,9 @@ def show(
         _print_fact(_find(facts, name, fact_id), as_json)
 
 
-@app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(help="A .jsonl, .ndjson, .csv, .md, .markdown or .txt file in UTF-8.")],
-    name: Annotated[
-        str, typer.Option("--name", help="Name of the cartridge to make or, if it was imported before, to replace.")
-    ],
-    cartridges: Cartridges = None,
-) -> None:
-    """Turn a file into a cartridge of passages.
-
-    JSON Lines: an object a line with text and, if you like, id, asks and source. CSV: a header
-    row with the columns text, id, asks (separated by a bar) and source. Markdown and text are
-    cut into paragraphs. A fault is named by file and line, and then nothing has changed.
-
-    Example: kitbash cartridge import notes.md --name notes
-    """
-    from kitbash_ray.knowledge.importers import import_file
-
-    with progress_bar(escape(file.name)) as progress:
-        imported = import_file(file, name, load_settings(cartridges_dir=cartridges).cartridges_dir, progress)
-    count = f"{imported.passages:,} passage{'s' if imported.passages != 1 else ''}"
-    print(f"Imported {count} from {file} into {imported.folder}.")
-    if imported.skipped:
-        print(f"Skipped as word-for-word repetitions: {imported.skipped:,}.")
-    if imported.renamed:
-        print(f"Ids changed because of characters that an id cannot have: {imported.renamed:,}.")
-    where = f"--cartridges {shlex.quote(str(cartridges))} " if cartridges else ""
-    print(f"Ask next: kitbash ask {where}{shlex.quote(imported.example or f'a question that {file.name} answers')}")
+app.command("import")(importing.import_)
+app.command("remove")(importing.remove)
+app.command("propose")(importing.propose)
 
 
 # Finding
@@ -296,14 +272,14 @@ description = "The coffee corner: an example to replace."
 
 _FACTS = """\
 # What this cartridge knows: one entry for each fact. Two examples, to replace.
-# After each edit: kitbash cartridge check NAME
+# After each edit: kitbash cartridge check NAME   What makes a good fact: docs/cartridges.md
 
 # The id stays the same for ever; letters, digits, dots, - and _.
 - id: coffee-cleaning-day
   # The answer, word for word as it is given; it should make sense without the question.
   fact: "The coffee machine is cleaned on Fridays at 16:00."
-  # At least two ways in which people ask for it, as they really put it. Different words find
-  # more than the same words in another order. No two facts may share one.
+  # Three or more ways in which people ask for it, as they really put it: short, long, from the other
+  # side. Different words find more than the same words in another order. No two facts may share one.
   asks:
     - "When is the coffee machine cleaned?"
     - "On which day do we clean the coffee maker?"
@@ -319,6 +295,7 @@ _FACTS = """\
   asks:
     - "How much ground coffee goes into a double espresso?"
     - "What is the coffee dose for a double shot?"
+    - "grams of coffee double espresso"
   source: "House rules, section 3"
   level: heuristic
   # Optional: the days on which the fact holds, both included.

@@ -68,13 +68,15 @@ class FactEntry(_Strict):
 
 
 class PassageEntry(_Strict):
-    """One line of passages.jsonl."""
+    """One line of passages.jsonl. `document` is the file when `source` is not; an excerpt was cut from running text."""
 
     id: FactId
     text: Line
     asks: tuple[Ask, ...] = ()
     source: Line | None = None
     section: Line | None = None
+    document: Line | None = None
+    excerpt: bool = False
 
 
 class QuestionEntry(_Strict):
@@ -97,6 +99,7 @@ class Fact:
     source: str | None
     level: Level | None = None
     section: str | None = None
+    excerpt: bool = False
     valid_from: date | None = None
     valid_until: date | None = None
     file: str = ""
@@ -165,7 +168,8 @@ def _load_facts(folder: Path, manifest: Manifest) -> Iterator[Fact]:
             passage = validated(PassageEntry, raw, passages, line, {})
             yield Fact(
                 id=f"{manifest.name}:{passage.id}", cartridge=manifest.name, faction=manifest.faction, text=passage.text,
-                asks=passage.asks, source=passage.source, section=passage.section, file=str(passages), line=line,
+                asks=passage.asks, source=passage.source, section=passage.section, excerpt=passage.excerpt,
+                file=str(passages), line=line,
             )  # fmt: skip
 
 

@@ -1,14 +1,14 @@
 """Everything that is wrong with a cartridge at once, for the person who writes it.
 
-Loading stops at the first fault and looks at each fact by itself. `check_cartridge` goes on,
-and also compares: facts with each other, and questions with facts. A cartridge without an
-error here can be loaded. Not here: whether the facts are true, or found by their questions.
+Loading stops at the first fault and looks at each fact by itself. `check_cartridge` goes on, and
+compares questions with facts; `compare` compares facts with each other, over all cartridges. A
+cartridge without an error here can be loaded. Not here: whether the facts are true, or found.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -28,7 +28,9 @@ from kitbash_ray.knowledge.cartridge import (
     validated,
     yaml_entries,
 )
+from kitbash_ray.knowledge.consistency import doubts
 from kitbash_ray.knowledge.documents import parse_object, read_lines
+from kitbash_ray.knowledge.library import Library
 from kitbash_ray.knowledge.text import normalize
 
 Severity = Literal["error", "warning"]
@@ -110,6 +112,16 @@ def check_cartridge(folder: Path) -> list[Finding]:
         except CartridgeError as error:
             report.refused(error, folder / MANIFEST)
     return sorted(report.findings, key=_place)
+
+
+def compare(library: Library, names: Collection[str]) -> list[Finding]:
+    """Warnings about the facts of the cartridges `names` beside all facts that can be loaded."""
+    found = []
+    for doubt in doubts(library.load().facts):
+        if doubt.fact.cartridge not in names and not (doubt.other and doubt.other.cartridge in names):
+            continue
+        found.append(Finding(f"{doubt.fact.file}:{doubt.fact.line}", "warning", f"fact {doubt.fact.id!r} {doubt.message}"))
+    return sorted(found, key=_place)
 
 
 def _place(finding: Finding) -> tuple[str, int]:

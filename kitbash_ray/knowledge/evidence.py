@@ -18,7 +18,11 @@ Rarity = Callable[[str], float]
 
 #: What one fully rare shared word adds to the cosine when candidates are put in order.
 LEXICAL_WEIGHT = 0.02
-_DATE = re.compile(r"\b(1\d{3}|20\d{2}|centur(y|ies)|BCE?|AD|CE|ago|version|since)\b|\b\d+(st|nd|rd|th)\b")
+_DATE = re.compile(r"\b(1\d{3}|20\d{2}|centur(y|ies)|BCE?|AD|CE|ago|years old|version|since)\b|\b\d+(st|nd|rd|th)\b")
+_COUNT = re.compile(
+    r"\b(no|none|one|once|twice|half|both|single|double|pair|dozen|infinite(ly)?|(m|b|tr)illions?|every|each|unlimited|all)\b",
+    re.IGNORECASE,
+)
 _CAUSE = re.compile(
     r"\b(because|since|so that|so|due to|as a result|thereby|therefore|thus|caus\w+|prevent\w*|allow\w*|"
     r"lets?|result\w*|ow(es|ing) to|to|by|mak(es|ing)|keeps?|reduc\w+|rather than|otherwise)\b"
@@ -117,7 +121,7 @@ def _features(
     others = [other for other in range(len(candidates)) if other != at]
     coverage = sum(weight for stem, weight in weights.items() if stem in has) / total
     uncovered = max((weight for stem, weight in weights.items() if stem not in has), default=0.0)
-    wrong_kind = float(_wrong_kind(kind, candidate.text))
+    kind_is_wrong = float(wrong_kind(kind, candidate.text))
     numbers_differ = float(not asked.numbers <= match.words.numbers)
     negation_differs = float(_negation_differs(kind, asked.negated, read(candidate.text).negated or nearest.negated))
     unexplained = float(kind == "why" and not _CAUSE.search(candidate.text))
@@ -134,14 +138,14 @@ def _features(
         numbers_differ,
         negation_differs,
         len(lacking_names) / len(asked.names) if asked.names else 0.0,
-        wrong_kind,
+        kind_is_wrong,
         unexplained,
         float(bool(set(read(candidate.text).content[:2]) & set(asked.content))),
         sum(weight for stem, weight in near_weights.items() if stem in weights) / (sum(near_weights.values()) or 1.0),
         min(len(asked.content), 12) / 12,
         coverage * uncovered,
         opposite,
-        coverage * max(numbers_differ, negation_differs, wrong_kind, opposite),
+        coverage * max(numbers_differ, negation_differs, kind_is_wrong, opposite),
         min(match.shared, 3.0) / 3,
         asked_before,
         asked_before * min(uncovered, unasked),
@@ -158,10 +162,11 @@ def _all_words(candidate: Candidate) -> Words:
     )
 
 
-def _wrong_kind(kind: str, text: str) -> bool:
+def wrong_kind(kind: str, text: str) -> bool:
+    """Whether a question of this kind (how many, when, who) wants something that `text` has not."""
     words = read(text)
     if kind == "count":
-        return not words.numbers
+        return not words.numbers and not _COUNT.search(text)
     if kind == "when":
         return not _DATE.search(text)
     return kind == "who" and not words.names

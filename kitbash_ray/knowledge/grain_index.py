@@ -177,8 +177,8 @@ def known_cartridges(query: Query, names: Sequence[str]) -> None:
 
 
 def is_grain(fact: Fact) -> bool:
-    """Whether a fact is definite enough to answer by itself."""
-    return bool(fact.asks) or len(fact.text) <= GRAIN_CHARS
+    """Whether a fact is definite enough to answer by itself; what was cut from a document is not."""
+    return bool(fact.asks) or (len(fact.text) <= GRAIN_CHARS and not fact.excerpt)
 
 
 def build_arrays(facts: Sequence[Fact], store: VectorStore, progress: Progress | None = None) -> dict[str, npt.NDArray[Any]]:

@@ -159,6 +159,7 @@ def stands_alone(text: str) -> bool:
     return bool(read(text).content or read(text).numbers)
 
 
+@lru_cache(maxsize=65536)
 def question_kind(text: str) -> str:
     """What the answer must be: who, when, where, why, count, yesno or what."""
     lowered = " " + normalize(text) + " "
@@ -169,9 +170,11 @@ def question_kind(text: str) -> str:
 
 
 _KINDS = (
-    ("count", re.compile(r" how (many|much|big|large|long|far|fast|heavy|hot|cold|old|tall|high|deep|often|hard) ")),
-    ("when", re.compile(r"^ (when|since when)\b| (what|which) (year|date|century|decade|day) ")),
-    ("who", re.compile(r"\b(who|whom|whose)\b(?! cares)")),
+    # "How do I see how many ...?" asks for a way, and "when does it ...?" for a condition.
+    ("what", re.compile(r"^ how (do|can|could|would|should|to) ")),
+    ("count", re.compile(r" how (many|much|large|long|far|heavy|hot|cold|old|tall|high|deep|often) ")),
+    ("when", re.compile(r"^ (when (did|was|were)|since when)\b| (what|which) (year|date|century|decade) ")),
+    ("who", re.compile(r"^ (who|by whom)\b(?! cares)")),
     ("where", re.compile(r"^ where\b| in (what|which) (country|city|place) ")),
     ("why", re.compile(r"\b(why|how come)\b|\bwhat (causes?|reason) ")),
     ("yesno", re.compile(r"^ (is|are|was|were|do|does|did|can|could|will|would|should|has|have|had) ")),
