@@ -20,7 +20,7 @@ class Cartridge:
 
     def __init__(self, settings: Settings) -> None:
         self._builder = open_builder(settings)
-        self._version = self._builder.version()
+        self._version = self._builder.build()
         self._layer = CartridgeLayer(*self._open(self._version), load_calibration(), embedder=self._builder.embedder)
         self._busy = 0
         self._watch = Watch(self._builder, self._version, self._rebuild)

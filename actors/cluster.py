@@ -11,12 +11,12 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +27,18 @@ import psutil
 
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment, ray_auth
 from kitbash_ray.errors import ClusterError
+from kitbash_ray.knowledge.index import open_builder
 from kitbash_ray.redis_server import RedisServer
-from kitbash_ray.state import RECORDED_WITHIN_S, Running, alive, read_record, record_file, running, write_record
+from kitbash_ray.state import RECORDED_WITHIN_S, Running, read_record, record_file, running, write_record
 from kitbash_ray.token import ensure_token
 
 Tell = Callable[[str], None]
 
 RAY_ADDRESS_FILE = Path("/tmp/ray/ray_current_cluster")
-RAY_START_S, FRONT_DOOR_S, STOP_S = 60.0, 120.0, 20.0
+RAY_START_S, FRONT_DOOR_S = 60.0, 120.0
+#: What processes get to end by themselves, and then to be gone.
+GRACE_S, STOP_S = 2.0, 5.0
+TELL_EVERY_S = 5.0
 #: Enough for indexes of a few hundred thousand grains; Ray's default is 30 % of the memory.
 OBJECT_STORE_BYTES = 512 << 20
 #: One resource of each kind: on one machine it is all three devices.
@@ -109,7 +113,10 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
     write_record(settings, found)  # before it is up, so that whatever happens can be ended
     launcher = _spawn_launcher(settings, found, environment)  # it imports Ray while Ray starts
     try:
-        _wait_for_ray(settings, process)
+        with ThreadPoolExecutor(1) as aside:
+            indexed = aside.submit(_index, settings, tell)
+            _wait_for_ray(settings, process)
+            indexed.result()
         _deploy(settings, launcher, tell)
     finally:
         launcher.kill()
@@ -119,6 +126,19 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
             f"The front door does not answer at {found.url}; the logs are in /tmp/ray/session_latest/logs/serve."
         )
     return found
+
+
+def _index(settings: Settings, tell: Tell) -> None:
+    """Index the cartridges while Ray starts: the first time takes minutes, and an actor shows nothing of it."""
+    told = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > TELL_EVERY_S:
+            told = time.monotonic()
+            tell(f"indexing the cartridges, {done:,} of {total:,} texts")
+
+    open_builder(settings).build(progress)
 
 
 def _environment(cluster_id: str) -> dict[str, str]:
@@ -267,16 +287,13 @@ def _end(cluster_id: str, found: Running | None, tell: Tell) -> int:
     if not ours:
         return 0
     tell(f"ending {len(ours)} processes")
-    if found and alive(found.ray_pid, found.started_at):
-        with suppress(psutil.Error):
-            head = psutil.Process(found.ray_pid)
-            head.send_signal(signal.SIGTERM)  # it ends Ray's daemons in their order
-            head.wait(STOP_S / 2)
-    for stop in (psutil.Process.terminate, psutil.Process.kill):
+    # All at once: Ray's own order of ending waits for one after the other, a quarter of a minute in all.
+    # What starts between two rounds (an actor that Ray brings back) is ended in the next.
+    for stop, seconds in ((psutil.Process.terminate, GRACE_S), (psutil.Process.kill, STOP_S), (psutil.Process.kill, STOP_S)):
         for process in ours:
             with suppress(psutil.Error):
                 stop(process)
-        psutil.wait_procs(ours, timeout=STOP_S / 4)
+        psutil.wait_procs(ours, timeout=seconds)
         ours = {process for process in ours | _processes(cluster_id, found) if process.is_running()}
     shutil.rmtree(f"/tmp/kitbash-{cluster_id}", ignore_errors=True)
     left = [process for process in ours if process.status() != psutil.STATUS_ZOMBIE]

@@ -37,7 +37,7 @@ class GrainRouter:
 
     def __init__(self, settings: Settings) -> None:
         self._builder = open_builder(settings)
-        version = self._builder.version()
+        version = self._builder.build()
         self._snapshot = self._publish(version)
         self._watch = Watch(self._builder, version, self._rebuild)
         Heartbeat("grain_router", "grain", settings, self._status)

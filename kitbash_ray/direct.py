@@ -41,8 +41,8 @@ class Direct:
     def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
         """Raises CartridgeError without a cartridges folder, ModelError for a bad model file."""
         self.builder: IndexBuilder = open_builder(settings)
-        version = self.builder.version()
-        index = GrainIndex(self.builder.grains(version, progress))
+        version = self.builder.build(progress)
+        index = GrainIndex(self.builder.grains(version))
         table = Retrieval(self.builder.table(version))
         calibration = load_calibration()
         embedder = self.builder.embedder

@@ -41,6 +41,10 @@ class CartridgeError(KitbashError):
     exit_code = 3
 
 
+class LibraryChanged(CartridgeError):
+    """The cartridges were edited while they were being indexed; trying again helps."""
+
+
 class ModelError(KitbashError):
     """A model file is missing, damaged or of a kind that this layer cannot use."""
 

@@ -35,9 +35,8 @@ def main() -> None:
     uv = [str(VENV / "bin" / "uv"), "pip"]
     run([*uv, "sync", "-q", "--python", str(python), str(ROOT / "requirements.lock")], show_compiler=True)
     run([*uv, "install", "-q", "--python", str(python), "--no-deps", "-e", str(ROOT)])
-    say("preparing the embedding model")
-    prepare = "from kitbash_ray.config import load_settings as s; from kitbash_ray.knowledge.embedder import open_embedder; open_embedder(s())"
-    run([str(python), "-c", prepare])
+    say("converting the embedding model and indexing the cartridges, a minute or two the first time")
+    run([str(VENV / "bin" / "kitbash"), "cartridge", "build"])
     (VENV / "ready").touch()
     say(f"ready after {time.monotonic() - began:.0f} s")
 

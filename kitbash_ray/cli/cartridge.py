@@ -89,21 +89,15 @@ def build(cartridges: Cartridges = None) -> None:
 
     Example: kitbash cartridge build
     """
-    from kitbash_ray.knowledge.embedder import open_embedder
-    from kitbash_ray.knowledge.index import IndexBuilder
-    from kitbash_ray.knowledge.vectors import VectorStore
+    from kitbash_ray.knowledge.index import open_builder
 
     started = time.perf_counter()
     settings = load_settings(cartridges_dir=cartridges)
-    library = Library(settings.cartridges_dir)
-    if not library.folders():
-        raise CartridgeError(f"There is no cartridge in {library.folder}; `kitbash cartridge new` makes one.")
-    builder = IndexBuilder(library, VectorStore(open_embedder(settings), settings.cache_dir), settings.cache_dir)
-    version = builder.version()
-    with progress_bar("Facts") as progress:
-        builder.grains(version, progress)
-    with progress_bar("Full text") as progress:
-        builder.table(version, progress)
+    if not Library(settings.cartridges_dir).folders():
+        raise CartridgeError(f"There is no cartridge in {settings.cartridges_dir}; `kitbash cartridge new` makes one.")
+    builder = open_builder(settings)
+    with progress_bar("indexing the cartridges") as progress:
+        version = builder.build(progress)
     for problem in builder.problems:
         _complain(f"Left out: {problem}")
     print(f"Index {version} of {settings.cartridges_dir} is ready after {time.perf_counter() - started:.1f} s.")

@@ -10,12 +10,13 @@ import hashlib
 import json
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 
 from kitbash_ray.config import Settings
-from kitbash_ray.errors import CartridgeError
+from kitbash_ray.errors import LibraryChanged
 from kitbash_ray.knowledge import grain_index, retrieval
 from kitbash_ray.knowledge.embedder import Embeds, open_embedder
 from kitbash_ray.knowledge.grain_index import Arrays
@@ -25,6 +26,8 @@ from kitbash_ray.knowledge.vectors import Progress, VectorStore
 #: Raise it when the arrays or the table change their shape.
 FORMAT = 2
 PROBLEMS = "problems.json"
+#: Attempts to index a library that is being edited.
+TRIES = 10
 #: Build products kept besides the newest, and the age in seconds below which none is removed,
 #: because another process may still read it.
 KEEP, KEEP_S = 3, 3600.0
@@ -54,6 +57,19 @@ class IndexBuilder:
         made_of = f"{FORMAT}\0{self.library.fingerprint()}\0{self._store.embedder.model_id}"
         return hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()
 
+    def build(self, progress: Progress | None = None) -> str:
+        """Make whatever is missing for the newest content, and name its version.
+
+        Starts again when the library is edited meanwhile. Raises CartridgeError.
+        """
+        for _ in range(TRIES):
+            version = self.version()
+            with suppress(LibraryChanged):
+                self.grains(version, progress)
+                self.table(version, progress)
+                return version
+        raise LibraryChanged("The cartridges are changed faster than they are indexed; try again when that is over.")
+
     def grains(self, version: str, progress: Progress | None = None) -> Arrays:
         """Layer 0's arrays for `version`."""
         folder = self._folder(version)
@@ -79,7 +95,7 @@ class IndexBuilder:
         """The library; its problems are kept with what is built from it."""
         contents = self.library.load()
         if self.version() != folder.name:
-            raise CartridgeError("The cartridges were changed while they were being indexed; it is tried again.")
+            raise LibraryChanged("The cartridges are being changed while they are indexed; try again when that is over.")
         (folder / PROBLEMS).write_text(json.dumps(contents.problems))
         return contents
 
