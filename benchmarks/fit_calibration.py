@@ -27,7 +27,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from benchmarks.common import finish, print_table
 from kitbash_ray.calibration import LEAF, SHIPPED, LayerCalibration, lowest_threshold
 from kitbash_ray.config import PROJECT, load_settings
-from kitbash_ray.knowledge.cartridge import Fact, load_cartridge
+from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.documents import read_jsonl
 from kitbash_ray.knowledge.embedder import open_embedder
 from kitbash_ray.knowledge.evidence import ALWAYS_AGAINST, ALWAYS_FOR, FEATURES, judge
@@ -42,10 +42,11 @@ BUDGETS = (0.01, 0.02, DEFAULT_BUDGET, 0.1, 0.2)
 FOLDS = 5
 DATA = Path(__file__).with_name("data")
 POOLED = "+others"
+#: Ordinary questions over the shipped cartridges.
+OVER_SHIPPED = ("ordinary",)
 #: What people ordinarily ask: thresholds are chosen on these. The others are full of traps, which
 #: teach the trees; a budget kept on them would refuse most of what is asked in good faith.
-#: Both cover the subjects of other sets, so they are not pooled with them.
-ORDINARY = ALONE = frozenset({"dev_d", "ordinary"})
+ORDINARY = frozenset({"dev_d", *OVER_SHIPPED})
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,15 @@ class Asked:
     with_asks: bool
 
 
-def ask_all(name: str, library: Knowledge, questions: list[Question], store: VectorStore) -> dict[str, list[Asked]]:
-    """Each question's best candidate in layers 0 and 2 over `library`."""
+def ask_all(library: Knowledge, questions: list[tuple[str, Question]], store: VectorStore) -> dict[str, list[Asked]]:
+    """The best candidate of each question, given with its group, in layers 0 and 2 over `library`."""
     index = GrainIndex(build_arrays(library.facts, store))
-    vectors = store.vectors([question.text for question in questions])
+    vectors = store.vectors([question.text for _, question in questions])
     asked: dict[str, list[Asked]] = {layer: [] for layer in LAYERS}
     with tempfile.TemporaryDirectory() as folder:
         build_table(library.facts, store, Path(folder) / "table")
         retrieval = Retrieval(Path(folder) / "table")
-        for question, vector in zip(questions, vectors, strict=True):
+        for (group, question), vector in zip(questions, vectors, strict=True):
             found = {
                 "grain": index.nearest(vector, Scope()),
                 "cartridge": [(f.grain, f.nearest, f.cosine) for f in retrieval.search(question.text, vector, Scope())],
@@ -94,7 +95,7 @@ def ask_all(name: str, library: Knowledge, questions: list[Question], store: Vec
                 candidates = [grain.candidate(nearest, cosine) for grain, nearest, cosine in grains]
                 best, features = judge(question.text, candidates, index.rarity)
                 right = grains[best][0].source.fact_id in question.expected
-                asked[layer].append(Asked(name, question, right, features, library.with_asks))
+                asked[layer].append(Asked(group, question, right, features, library.with_asks))
     return asked
 
 
@@ -152,7 +153,7 @@ def arrays(asked: list[Asked]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
 
 
 def read_sets() -> dict[str, Knowledge]:
-    """The development sets and the shipped cartridges by name."""
+    """The development sets by name, and as `shipped` all general cartridges with their own questions."""
     sets = {}
     for folder in sorted(DATA.glob("dev_*")):
         facts = [
@@ -164,31 +165,31 @@ def read_sets() -> dict[str, Knowledge]:
             for _, raw in read_jsonl(folder / "questions.jsonl")
         ]
         sets[folder.name] = Knowledge(facts, questions, with_asks=False)
-    shipped: list[Fact] = []
-    for folder in Library(PROJECT / "cartridges").folders():
-        cartridge = load_cartridge(folder)
-        questions = [Question(q.query, frozenset(q.expected), q.kind) for q in cartridge.questions]
-        sets[folder.name] = Knowledge(list(cartridge.facts), questions, with_asks=True)
-        shipped += cartridge.facts
-    ordinary = [
-        Question(raw["query"], frozenset(raw["expected"]), raw["kind"])
-        for _, raw in read_jsonl(DATA / "ordinary" / "questions.jsonl")
-    ]
-    sets["ordinary"] = Knowledge(shipped, ordinary, with_asks=True)
+    shipped = [c for c in Library(PROJECT / "cartridges").load().cartridges if c.manifest.faction == "general"]
+    questions = [Question(q.query, frozenset(q.expected), q.kind) for c in shipped for q in c.questions]
+    sets["shipped"] = Knowledge([fact for c in shipped for fact in c.facts], questions, with_asks=True)
     return sets
 
 
+def read_questions(name: str) -> list[Question]:
+    return [
+        Question(raw["query"], frozenset(raw["expected"]), raw["kind"])
+        for _, raw in read_jsonl(DATA / name / "questions.jsonl")
+    ]
+
+
 def collect(sets: dict[str, Knowledge], store: VectorStore) -> dict[str, list[Asked]]:
-    """Every question in its own library, and among the facts of the other sets of its kind."""
+    """Every question in its own library; those on facts without asks also among the facts of the other such sets."""
+    runs = [(own, [(name, question) for question in own.questions]) for name, own in sets.items()]
+    # Sets on the same subject stay apart: a fact of one answers some near-misses of the other.
+    bare = {name: own for name, own in sets.items() if not own.with_asks and name not in ORDINARY}
+    pooled = Knowledge([fact for own in bare.values() for fact in own.facts], [], with_asks=False)
+    runs.append((pooled, [(name + POOLED, question) for name, own in bare.items() for question in own.questions]))
+    runs.append((sets["shipped"], [(name, question) for name in OVER_SHIPPED for question in read_questions(name)]))
     asked: dict[str, list[Asked]] = {layer: [] for layer in LAYERS}
-    for name, own in sets.items():
-        # Sets on the same subject stay apart: a fact of one answers some near-misses of the other.
-        pooled = Knowledge(
-            [f for n, k in sets.items() if k.with_asks == own.with_asks and n not in ALONE for f in k.facts], [], own.with_asks
-        )
-        for group, library in ((name, own), *([] if name in ALONE else [(name + POOLED, pooled)])):
-            for layer, items in ask_all(group, library, own.questions, store).items():
-                asked[layer] += items
+    for library, questions in runs:
+        for layer, items in ask_all(library, questions, store).items():
+            asked[layer] += items
     return asked
 
 
@@ -221,7 +222,7 @@ def main() -> None:
     store = VectorStore(open_embedder(settings), settings.cache_dir)
     sets = read_sets()
     asked = collect(sets, store)
-    shipped = sets["ordinary"]
+    shipped = sets["shipped"]
     result: dict[str, Any] = {
         "version": f"{date.today()}.{len(asked['grain'])}",
         "exact": exact_confidence(shipped, store),

@@ -3,6 +3,7 @@
     KitbashError
     ├── ConfigError           a setting is unknown or malformed
     ├── CartridgeError        a cartridge or a document cannot be read; names file and line
+    │   └── LibraryChanged    ... because it is being edited
     ├── ModelError            a model file is missing, damaged or of the wrong kind
     ├── InvalidQuery          a question that cannot be asked
     ├── StoreError            Redis cannot be reached or refuses

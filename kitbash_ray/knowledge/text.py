@@ -77,6 +77,8 @@ NUMBER_WORDS = {
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)*[+#]*|\d+")
 _LETTER, _DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
 _WORD = re.compile(r"[^\W_][\w+#'-]*")
+_PUNCTUATION = re.compile(r"[^\w+#%.'/*<>=&$-]|(?<!\d)\.|\.(?!\d)|(?<!\w)['/]|['/](?!\w)|(?<!^)-$")
+_OPERATOR = re.compile(r"\$[?!@*$#]|[|~^@:\\]|[-+*/%&|^~<>=!:@$#\\\[\]{}]{2,3}")
 _stem = lru_cache(maxsize=65536)(snowballstemmer.stemmer("english").stemWord)
 
 
@@ -93,12 +95,19 @@ class Words:
 def normalize(text: str) -> str:
     """The form in which two askings are the same: case, punctuation, spacing and width do not count.
 
-    Signs that carry meaning (`C++`, `C#`, `-5`, `3.5`, `%`) stay.
+    Signs that carry meaning (`C++`, `C#`, `-5`, `3.5`, `%`, and alone `:=`, `//` or `|`) stay.
     """
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
-    text = re.sub(r"[^\w+#%.'/*<>=&$-]|(?<!\d)\.|\.(?!\d)|(?<!\w)['/]|['/](?!\w)|(?<!\s)-(?=\s|$)", " ", text)
-    return " ".join(text.split())
+    return " ".join(" ".join(word if word.isalnum() else _plain(word) for word in text.split()).split())
+
+
+def _plain(word: str) -> str:
+    """A word without punctuation; one that is nothing but an operator is left as it is."""
+    for bare in (word, word.strip("?!.,;\"'`()“”")):
+        if _OPERATOR.fullmatch(bare):
+            return bare
+    return _PUNCTUATION.sub(" ", word)
 
 
 def tokens(text: str) -> list[str]:

@@ -31,13 +31,19 @@ def test_case_punctuation_spacing_and_width_do_not_make_another_question(asked: 
         ("5 %", "5"),
         ("1/2 cup", "12 cup"),
         ("10 - 5", "10 5"),
+        ("What does := do?", "What does = do?"),
+        ("What does // do?", "What does % do?"),
+        ("What does | do?", "What does || do?"),
+        ("What is $?", "What is $#?"),
     ],
 )
 def test_signs_that_carry_meaning_make_another_question(one: str, other: str) -> None:
     assert normalize(one) != normalize(other)
 
 
-@pytest.mark.parametrize("text", ["What is C++?", "U.S.A.", "a/b 'c' -5 3.5%", "x - y", "½ café", "?!", "", "🦠 why"])
+@pytest.mark.parametrize(
+    "text", ["What is C++?", "U.S.A.", "a/b 'c' -5 3.5%", "x - y", "½ café", "what is $? or `:=`?", "?!", "", "🦠 why"]
+)
 def test_normalizing_twice_changes_nothing(text: str) -> None:
     assert normalize(normalize(text)) == normalize(text)
 
