@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import ctypes
+import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -68,13 +69,18 @@ class LlamaCpp:
         if self._llama.metadata.get("general.architecture") in EMBEDDING_ARCHITECTURES:
             raise ModelError(f"{str(model)!r} is an embedding model; this layer needs one that generates text.")
         self._render = self._chat_template()
+        self._control = self._control_tokens()
 
     def count_tokens(self, text: str) -> int:
         return len(self._llama.tokenize(text.encode(), special=True))
 
     def render(self, system: str, user: str) -> str:
-        """The prompt of one exchange in the model's own chat template, plain text if it has none."""
-        return self._render(system, user)
+        """The prompt of one exchange in the model's own chat template, plain text if it has none.
+
+        A control token that stands in the texts themselves is dropped: a question or a document
+        that holds `<|im_end|>` must not end its own turn.
+        """
+        return self._render(self._control.sub(" ", system), self._control.sub(" ", user))
 
     async def generate(self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()) -> AsyncGenerator[Piece, None]:
         """Greedy continuation of `prompt`, piece by piece.
@@ -154,6 +160,15 @@ class LlamaCpp:
             return str(formatter(messages=messages).prompt)  # type: ignore[arg-type]
 
         return render
+
+    def _control_tokens(self) -> re.Pattern[str]:
+        """Matches the text of any control token of the vocabulary."""
+        import llama_cpp
+
+        vocabulary = llama_cpp.llama_model_get_vocab(self._llama.model)
+        control = [token for token in range(self._llama.n_vocab()) if llama_cpp.llama_vocab_is_control(vocabulary, token)]
+        texts = {text for token in control if len(text := self._text_of(token)) > 2}
+        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
     def _text_of(self, token: int) -> str:
         if token < 0:
