@@ -77,14 +77,19 @@ NUMBER_WORDS = {
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)*[+#]*|\d+")
 _LETTER, _DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
 _WORD = re.compile(r"[^\W_][\w+#'-]*")
-_PUNCTUATION = re.compile(r"[^\w+#%.'/*<>=&$-]|(?<!\d)\.|\.(?!\d)|(?<!\w)['/]|['/](?!\w)|(?<!^)-$")
+#: Mathematical signs beyond ASCII: arrows, quantifiers, roots, operators.
+_SIGNS = "".join(char for char in map(chr, range(0x80, 0x3000)) if unicodedata.category(char) == "Sm")
+_PUNCTUATION = re.compile(rf"[^\w+#%.'/*<>=&$^~|{_SIGNS}-]|(?<!\d)\.|\.(?!\d)|(?<!\w)['/]|['/](?!\w)|(?<!^)-$")
 _OPERATOR = re.compile(r"\$[?!@*$#]|[|~^@:\\]|[-+*/%&|^~<>=!:@$#\\\[\]{}]{2,3}")
 _stem = lru_cache(maxsize=65536)(snowballstemmer.stemmer("english").stemWord)
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What `read` finds in a text. `content` are stems in order, without stop words and numbers."""
+    """What `read` finds in a text. `content` are stems in order, without stop words and numbers.
+
+    `numbers` are written in digits or words, and signs such as ∀ and √ count among them.
+    """
 
     content: tuple[str, ...]
     numbers: frozenset[str]
@@ -95,7 +100,7 @@ class Words:
 def normalize(text: str) -> str:
     """The form in which two askings are the same: case, punctuation, spacing and width do not count.
 
-    Signs that carry meaning (`C++`, `C#`, `-5`, `3.5`, `%`, and alone `:=`, `//` or `|`) stay.
+    Signs that carry meaning (`C++`, `C#`, `-5`, `3.5`, `%`, `2^8`, `∀`, and alone `:=`, `//` or `|`) stay.
     """
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
@@ -132,7 +137,8 @@ def read(text: str) -> Words:
         for word in words
         if not word[0].isdigit() and word not in STOP_WORDS and word not in NEGATIONS and word not in NUMBER_WORDS
     )
-    return Words(content, numbers | spelled, any(word in NEGATIONS for word in words), _names(text))
+    signs = frozenset() if text.isascii() else frozenset(char for char in text if char in _SIGNS)
+    return Words(content, numbers | spelled | signs, any(word in NEGATIONS for word in words), _names(text))
 
 
 @lru_cache(maxsize=65536)

@@ -34,6 +34,9 @@ def test_case_punctuation_spacing_and_width_do_not_make_another_question(asked: 
         ("What does := do?", "What does = do?"),
         ("What does // do?", "What does % do?"),
         ("What does | do?", "What does || do?"),
+        ("What does ∀ mean?", "What does ∃ mean?"),
+        ("Is 2^11 prime?", "Is 2 11 prime?"),
+        ("HEAD~1", "HEAD 1"),
         ("What is $?", "What is $#?"),
     ],
 )
@@ -179,3 +182,8 @@ def test_opposites_are_found_both_ways(one: str, other: str) -> None:
 
 def test_a_word_is_not_its_own_opposite() -> None:
     assert stem("hot") not in opposites(stem("hot"))
+
+
+def test_mathematical_signs_are_checked_like_numbers() -> None:
+    assert read("What does ∀x mean?").numbers == {"∀"}
+    assert read("√2 is 1.41421").numbers == {"√", "2", "1.41421"}
