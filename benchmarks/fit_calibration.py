@@ -3,9 +3,10 @@
 The questions are those of the shipped cartridges (whose facts have ways to ask) and of the
 development sets in benchmarks/data (whose facts have none, like imported ones): `dev_a` to
 `dev_c` and the cartridges' own questions.jsonl are deliberately obscure, with close near-misses;
-`dev_d` and `ordinary` (over the shipped cartridges) are what people ordinarily ask.
+`dev_d`, and `ordinary` and `everyday` (over the shipped cartridges), are what people ordinarily ask.
 Confidences that thresholds are chosen on come from five-fold cross-validation by question: no
 question judges a fit that has seen it. Thresholds are point estimates, without a bound yet.
+`newcomer` (over the shipped cartridges) takes no part in any of this; it judges the result.
 
     python -m benchmarks.fit_calibration [--write]
 """
@@ -43,7 +44,9 @@ FOLDS = 5
 DATA = Path(__file__).with_name("data")
 POOLED = "+others"
 #: Ordinary questions over the shipped cartridges.
-OVER_SHIPPED = ("ordinary",)
+OVER_SHIPPED = ("ordinary", "everyday")
+#: Never fitted, never used to choose anything: it tells how good the rest is.
+JUDGE = "newcomer"
 #: What people ordinarily ask: thresholds are chosen on these. The others are full of traps, which
 #: teach the trees; a budget kept on them would refuse most of what is asked in good faith.
 ORDINARY = frozenset({"dev_d", *OVER_SHIPPED})
@@ -185,7 +188,8 @@ def collect(sets: dict[str, Knowledge], store: VectorStore) -> dict[str, list[As
     bare = {name: own for name, own in sets.items() if not own.with_asks and name not in ORDINARY}
     pooled = Knowledge([fact for own in bare.values() for fact in own.facts], [], with_asks=False)
     runs.append((pooled, [(name + POOLED, question) for name, own in bare.items() for question in own.questions]))
-    runs.append((sets["shipped"], [(name, question) for name in OVER_SHIPPED for question in read_questions(name)]))
+    asked_of_all = [(name, question) for name in (*OVER_SHIPPED, JUDGE) for question in read_questions(name)]
+    runs.append((sets["shipped"], asked_of_all))
     asked: dict[str, list[Asked]] = {layer: [] for layer in LAYERS}
     for library, questions in runs:
         for layer, items in ask_all(library, questions, store).items():
@@ -200,10 +204,11 @@ def table_rows(
     answerable = np.array([bool(item.question.expected) for item in asked])
     near = np.array([item.question.kind == "near_miss" for item in asked])
     ordinary = np.array([item.group in ORDINARY for item in asked])
+    judge_ = np.array([item.group == JUDGE for item in asked])
     alone = np.array([POOLED not in item.group for item in asked])
     rows = []
     for budget, threshold in thresholds.items():
-        for name, chosen in (("ordinary", ordinary), ("obscure", alone & ~ordinary)):
+        for name, chosen in (("ordinary", ordinary), ("obscure", alone & ~ordinary & ~judge_), (JUDGE, judge_)):
             accepted = chosen & (confidences >= threshold)
             error = 1 - right[accepted].mean() if accepted.any() else 0.0
             coverage = right[accepted].sum() / answerable[chosen].sum()
@@ -230,7 +235,12 @@ def main() -> None:
     }
     rows, metrics = [], {"exact": result["exact"]}
     for layer in LAYERS:
-        confidences = left_out(asked[layer])
+        taught = [item for item in asked[layer] if item.group != JUDGE]
+        judging = [item for item in asked[layer] if item.group == JUDGE]
+        whole = fit(taught)
+        unseen = np.array([whole.confidence(item.features) for item in judging])
+        confidences = np.concatenate([left_out(taught), unseen])
+        asked[layer] = taught + judging
         _, right = arrays(asked[layer])
         ordinary = np.array([item.group in ORDINARY for item in asked[layer]])
         thresholds = {str(b): lowest_threshold(confidences[ordinary], right[ordinary], b) for b in BUDGETS}
@@ -240,9 +250,13 @@ def main() -> None:
         ece = sum(abs(confidences[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins))
         metrics |= {
             f"{layer}_ece": round(float(ece), 4),
-            f"{layer}_right": next(float(str(row[6])) for row in layer_rows if row[1] == str(DEFAULT_BUDGET)),
+        } | {
+            f"{layer}_{group}_{what}": float(str(row[column]))
+            for group in ("ordinary", JUDGE)
+            for row in layer_rows
+            if row[1] == str(DEFAULT_BUDGET) and row[3] == group
+            for what, column in (("right", 6), ("error", 5))
         }
-        whole = fit(asked[layer])
         result["layers"][layer] = {
             "features": FEATURES, "bias": round(whole.bias, 5), "questions": whole.questions,
             "thresholds": thresholds, "trees": whole.trees,

@@ -8,7 +8,7 @@ carbon-11" and "half-life of carbon-14" the same answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kitbash_ray.knowledge.text import Words, opposites, question_kind, read
@@ -19,6 +19,7 @@ Rarity = Callable[[str], float]
 #: What one fully rare shared word adds to the cosine when candidates are put in order.
 LEXICAL_WEIGHT = 0.02
 _DATE = re.compile(r"\b(1\d{3}|20\d{2}|centur(y|ies)|BCE?|AD|CE|ago|years old|version|since)\b|\b\d+(st|nd|rd|th)\b")
+_STRONG_KINDS = frozenset({"who", "when", "where", "why", "count"})
 _COUNT = re.compile(
     r"\b(no|none|one|once|twice|half|both|single|double|pair|dozen|infinite(ly)?|(m|b|tr)illions?|every|each|unlimited|all)\b",
     re.IGNORECASE,
@@ -48,6 +49,8 @@ FEATURES = (
     "lexical",  # shared words, by rarity, of three
     "asked",  # the nearest text is a way to ask, not the fact itself
     "swapped",  # the question and that way to ask differ by a rare word on each side
+    "kind_unasked",  # who, when, where, why or how many, and no way to ask for the fact is of that kind
+    "ask_overlap",  # share of the words, by rarity, that the question has in common with the likest way to ask
 )
 
 #: Features that can only speak for an answer, or only against it; a fit must respect that.
@@ -56,7 +59,7 @@ ALWAYS_AGAINST = frozenset(
     {
         "uncovered", "numbers_differ", "negation_differs", "names_differ", "wrong_kind", "unexplained",
         "one_word_off",
-        "opposite", "contradicted", "swapped",
+        "opposite", "contradicted", "swapped", "kind_unasked",
     }
 )  # fmt: skip
 
@@ -149,7 +152,16 @@ def _features(
         min(match.shared, 3.0) / 3,
         asked_before,
         asked_before * min(uncovered, unasked),
+        float(kind in _STRONG_KINDS and bool(candidate.asks) and kind not in map(question_kind, candidate.asks)),
+        max((_overlap(weights, read(ask).content, rarity) for ask in candidate.asks), default=0.0),
     )
+
+
+def _overlap(weights: Mapping[str, float], words: Iterable[str], rarity: Rarity) -> float:
+    """Weighted Jaccard of the question's stems and these."""
+    others = {stem: rarity(stem) for stem in words if stem not in weights}
+    shared = sum(weight for stem, weight in weights.items() if stem in set(words))
+    return shared / (sum(weights.values()) + sum(others.values()) or 1.0)
 
 
 def _all_words(candidate: Candidate) -> Words:

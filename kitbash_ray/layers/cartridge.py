@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
-from kitbash_ray.knowledge.evidence import Candidate, Rarity, judge, measure
+from kitbash_ray.knowledge.evidence import Rarity, judge
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
 from kitbash_ray.knowledge.retrieval import Found, Retrieval
 from kitbash_ray.knowledge.text import read, stands_alone, tokens
@@ -25,8 +25,13 @@ from kitbash_ray.types import LayerResult, Query, Source
 
 #: Words by which a question says that it is about more than one thing.
 JOINING = frozenset({"and", "or", "versus", "vs", "between", "both", "compare", "compared", "differ"})
+ARTICLES = frozenset({"a", "an", "the", "of"})
 #: Facts that are handed on to layer 4 as the ground of its answer, the most relevant first.
 HANDED_ON = 5
+
+
+Vector = npt.NDArray[np.float32]
+Table = tuple[Retrieval, GrainIndex]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +65,16 @@ class CartridgeLayer:
         return await loop.run_in_executor(self._thread, self._answer, query)
 
     def _answer(self, query: Query) -> LayerResult:
-        retrieval, index = self._table
-        rarity = index.rarity
-        vector = self._embedder.embed([query.text])[0]
-        found = retrieval.search(query.text, vector, Scope(query.factions, query.cartridges))
+        table, scope = self._table, Scope(query.factions, query.cartridges)
+        vector, found = self._search(query.text, scope, table)
         if not found:
             return LayerResult(self.name, "abstained", reason="no cartridge holds anything like it")
-        best = self._single(query.text, found, rarity)
+        best = self._single(query.text, found, table[1].rarity)
         if JOINING & set(tokens(query.text)):
-            pair = self._pair(query.text, vector, found, rarity)
+            pair = self._pair(query.text, vector, found, scope, table)
             best = pair if pair and pair.confidence > best.confidence else best
         cited = [_source(item) for item in best.found]
-        rest = [_source(item) for item in found if item not in best.found]
+        rest = [_source(item) for item in found if item.grain.source.fact_id not in {source.fact_id for source in cited}]
         return LayerResult(
             self.name,
             "answered",
@@ -82,37 +85,66 @@ class CartridgeLayer:
             reason=f"{len(found)} facts found, {len(cited)} cited",
         )
 
+    def _search(self, text: str, scope: Scope, table: Table) -> tuple[Vector, list[Found]]:
+        vector: Vector = self._embedder.embed([text])[0]
+        return vector, table[0].search(text, vector, scope)
+
     def _single(self, text: str, found: list[Found], rarity: Rarity) -> _Synthesis:
         candidates = [item.grain.candidate(item.nearest, item.cosine) for item in found]
         best, features = judge(text, candidates, rarity)
         return _Synthesis((found[best],), self._fit.confidence(features), found[best].cosine)
 
-    def _pair(self, text: str, vector: npt.NDArray[np.float32], found: list[Found], rarity: Rarity) -> _Synthesis | None:
-        """The two best facts of which each has a word of the question that the other lacks."""
-        asked = set(read(text).content)
-        words = {item.grain.source.fact_id: asked & _words(item) for item in found}
-        for first, second in sorted(combinations(found, 2), key=lambda pair: -(pair[0].cosine + pair[1].cosine)):
-            ours, theirs = words[first.grain.source.fact_id], words[second.grain.source.fact_id]
-            if ours - theirs and theirs - ours:
-                others = [item.grain.candidate(item.nearest, item.cosine) for item in found if item not in (first, second)]
-                joined = _joined(first, second, vector)
-                return _Synthesis(
-                    (first, second), self._fit.confidence(measure(text, [joined, *others], rarity)), joined.cosine
-                )
-        return None
+    def _pair(self, text: str, vector: Vector, found: list[Found], scope: Scope, table: Table) -> _Synthesis | None:
+        """A fact about each of two things: the question is asked again without the words of the one and of the other.
+
+        Both have to be right, so the confidence is the product.
+        """
+        halves = _halves(text, vector, found)
+        if halves is None:
+            return None
+        answers = []
+        for half in halves:
+            _, again = self._search(half, scope, table)
+            if not again:
+                return None
+            answers.append(self._single(half, again, table[1].rarity))
+        first, second = answers
+        if first.found[0].grain.source.fact_id == second.found[0].grain.source.fact_id:
+            return None
+        return _Synthesis(first.found + second.found, first.confidence * second.confidence, min(first.score, second.score))
 
 
-def _joined(first: Found, second: Found, vector: npt.NDArray[np.float32]) -> Candidate:
-    """Two facts as one text; its cosine is that of the sum of their vectors."""
-    direction = first.vector + second.vector
-    cosine = float(direction @ vector / np.linalg.norm(direction))
-    grains = (first.grain, second.grain)
-    return Candidate(
-        " ".join(grain.source.text for grain in grains),
-        tuple(ask for grain in grains for ask in grain.asks),
-        f"{first.nearest} {second.nearest}",
-        cosine,
-    )
+def _halves(text: str, vector: Vector, found: list[Found]) -> tuple[str, str] | None:
+    """The question without what only the second fact speaks of, and without what only the first does.
+
+    The two facts are those whose vectors together are nearest, among those of which each has a
+    word of the question that the other lacks.
+    """
+    asked = set(read(text).content)
+    words = {item.grain.source.fact_id: asked & _words(item) for item in found}
+    for first, second in sorted(combinations(found, 2), key=lambda pair: -_together(pair, vector)):
+        ours, theirs = words[first.grain.source.fact_id], words[second.grain.source.fact_id]
+        if ours - theirs and theirs - ours:
+            return _without(text, theirs - ours), _without(text, ours - theirs)
+    return None
+
+
+def _together(pair: tuple[Found, Found], vector: Vector) -> float:
+    """The cosine of the question and the sum of two facts."""
+    direction: Vector = pair[0].vector + pair[1].vector
+    return float(direction @ vector / np.linalg.norm(direction))
+
+
+def _without(text: str, stems: set[str]) -> str:
+    """`text` without the words of these stems, their articles, and what joined them to the rest."""
+    kept: list[str] = []
+    for word in text.split():
+        if stems & set(read(word).content) or word.strip(",").lower() in JOINING:
+            while kept and kept[-1].lower() in ARTICLES:
+                kept.pop()
+        else:
+            kept.append(word)
+    return " ".join(kept)
 
 
 def _words(item: Found) -> set[str]:
