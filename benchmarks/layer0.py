@@ -184,8 +184,7 @@ def time_parts(index: GrainIndex, embedder: Embeds, questions: Sequence[Asked]) 
         at.append(time.perf_counter())
         found = index.nearest(vector, Scope())
         at.append(time.perf_counter())
-        candidates = [grain.candidate(nearest, cosine) for grain, nearest, cosine in found]
-        fit.confidence(judge(asked.text, candidates, index.rarity)[1])
+        fit.confidence(judge(asked.text, [hit.candidate() for hit in found], index.rarity)[1])
         at.append(time.perf_counter())
         for part, (began, ended) in zip(times, pairwise(at), strict=True):
             times[part].append((ended - began) * 1000)

@@ -51,6 +51,11 @@ FEATURES = (
     "swapped",  # the question and that way to ask differ by a rare word on each side
     "kind_unasked",  # who, when, where, why or how many, and no way to ask for the fact is of that kind
     "ask_overlap",  # share of the words, by rarity, that the question has in common with the likest way to ask
+    "statement",  # cosine of the question and the fact itself
+    "statement_lead",  # the same over the best other fact's cosine
+    "three_nearest",  # mean cosine of the three nearest of the fact and its ways to ask
+    "spread",  # cosine over that mean: one way to ask alone is near
+    "words",  # words in the question, of thirty
 )
 
 #: Features that can only speak for an answer, or only against it; a fit must respect that.
@@ -66,12 +71,16 @@ ALWAYS_AGAINST = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A text that may answer: the statement, every way to ask for it, and the nearest of all these."""
+    """A text that may answer: the statement, every way to ask for it, and the nearest of all these.
+
+    `cosines` are those of the statement and of each ask, in that order.
+    """
 
     text: str
     asks: tuple[str, ...]
     nearest: str
     cosine: float
+    cosines: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +95,14 @@ def judge(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> tup
 
     The best has the highest cosine once shared rare words are counted in.
     """
-    asked = read(question)
-    matches = _matches(asked, candidates, rarity)
+    matches = _matches(read(question), candidates, rarity)
     best = max(range(len(matches)), key=lambda at: matches[at].order)
-    return best, _features(best, asked, question_kind(question), candidates, matches, rarity)
+    return best, _features(best, question, candidates, matches, rarity)
 
 
 def measure(question: str, candidates: Sequence[Candidate], rarity: Rarity, at: int = 0) -> tuple[float, ...]:
     """The FEATURES of candidate number `at`, seen beside the others."""
-    asked = read(question)
-    return _features(at, asked, question_kind(question), candidates, _matches(asked, candidates, rarity), rarity)
+    return _features(at, question, candidates, _matches(read(question), candidates, rarity), rarity)
 
 
 def _matches(asked: Words, candidates: Sequence[Candidate], rarity: Rarity) -> list[_Match]:
@@ -109,12 +116,12 @@ def _matches(asked: Words, candidates: Sequence[Candidate], rarity: Rarity) -> l
 
 def _features(
     at: int,
-    asked: Words,
-    kind: str,
+    question: str,
     candidates: Sequence[Candidate],
     matches: Sequence[_Match],
     rarity: Rarity,
 ) -> tuple[float, ...]:
+    asked, kind = read(question), question_kind(question)
     candidate, match = candidates[at], matches[at]
     has = set(match.words.content)
     weights = {stem: rarity(stem) for stem in asked.content}
@@ -132,9 +139,10 @@ def _features(
     asked_before = float(candidate.nearest in candidate.asks)
     unasked = max((weight for stem, weight in near_weights.items() if stem not in weights), default=0.0)
     lacking_names = asked.names - has - match.words.names
+    best_other = max((candidates[other].cosine for other in others), default=0.0)
     return (
         candidate.cosine,
-        candidate.cosine - max((candidates[other].cosine for other in others), default=0.0),
+        candidate.cosine - best_other,
         match.order - max((matches[other].order for other in others), default=0.0),
         coverage,
         uncovered,
@@ -154,7 +162,17 @@ def _features(
         asked_before * min(uncovered, unasked),
         float(kind in _STRONG_KINDS and bool(candidate.asks) and kind not in map(question_kind, candidate.asks)),
         max((_overlap(weights, read(ask).content, rarity) for ask in candidate.asks), default=0.0),
+        *_of_all_texts(candidate, best_other),
+        min(len(question.split()), 30) / 30,
     )
+
+
+def _of_all_texts(candidate: Candidate, best_other: float) -> tuple[float, float, float, float]:
+    """The features `statement` to `spread`."""
+    nearest = sorted(candidate.cosines, reverse=True)[:3]
+    mean = sum(nearest) / len(nearest)
+    statement = candidate.cosines[0]
+    return statement, statement - best_other, mean, candidate.cosine - mean
 
 
 def _overlap(weights: Mapping[str, float], words: Iterable[str], rarity: Rarity) -> float:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +49,17 @@ class Grain:
     source: Source
     asks: tuple[str, ...]
 
-    def candidate(self, nearest: str, cosine: float) -> Candidate:
-        return Candidate(self.source.text, self.asks, nearest, cosine)
+
+class Hit(NamedTuple):
+    """A grain that is near a question: its nearest text with that text's cosine, and the cosines of all its texts."""
+
+    grain: Grain
+    nearest: str
+    cosine: float
+    cosines: tuple[float, ...]
+
+    def candidate(self) -> Candidate:
+        return Candidate(self.grain.source.text, self.grain.asks, self.nearest, self.cosine, self.cosines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +109,29 @@ class GrainIndex:
             at += 1
         return None
 
-    def nearest(self, vector: npt.NDArray[np.float32], scope: Scope, limit: int = 8) -> list[tuple[Grain, str, float]]:
-        """Up to `limit` different grains with their nearest text and its cosine, best first."""
+    def nearest(self, vector: npt.NDArray[np.float32], scope: Scope, limit: int = 8) -> list[Hit]:
+        """Up to `limit` different grains, the one with the nearest text first."""
         rows = self._shortlist(vector, scope)
         if not len(rows):
             return []
         cosines = self._arrays["vectors"][rows].astype(np.float32) @ vector
-        found: dict[int, tuple[Grain, str, float]] = {}
+        found: dict[int, Hit] = {}
         for at in np.argsort(-cosines, kind="stable"):
             number = int(self._arrays["row_grains"][rows[at]])
             if number not in found:
                 grain = self._grain(number)
                 texts = (grain.source.text, *grain.asks)
                 nearest = texts[int(self._arrays["row_texts"][rows[at]])]
-                found[number] = (grain, nearest, float(cosines[at]))
+                found[number] = Hit(grain, nearest, float(cosines[at]), self._cosines(number, vector))
                 if len(found) == limit:
                     break
         return list(found.values())
+
+    def _cosines(self, number: int, vector: npt.NDArray[np.float32]) -> tuple[float, ...]:
+        """Of the grain's statement and of each of its asks; a grain's rows lie side by side, in that order."""
+        start, end = self._arrays["row_grains"].searchsorted((number, number + 1))
+        cosines: list[float] = (self._arrays["vectors"][start:end].astype(np.float32) @ vector).tolist()
+        return tuple(cosines)
 
     def rarity(self, stem: str) -> float:
         """How rare a stem is among the facts: near 0 in all of them, 1 and above in none."""

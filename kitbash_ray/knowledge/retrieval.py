@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kitbash_ray.knowledge.cartridge import Fact
+from kitbash_ray.knowledge.evidence import Candidate
 from kitbash_ray.knowledge.grain_index import Grain, Scope
 from kitbash_ray.knowledge.vectors import Progress, VectorStore
 from kitbash_ray.types import Source
@@ -28,16 +29,22 @@ TABLE = "texts"
 INDEX_FROM_ROWS = 50_000
 #: Rows that each of the two searches contributes; several may belong to one fact.
 ROWS_PER_SEARCH = 24
+#: Rows of the facts that are kept; no fact has as many ways to ask.
+MOST_TEXTS = 10_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """A fact that a search found, with its nearest text, that text's vector and cosine."""
+    """A fact that a search found: its nearest text with that text's vector and cosine, and the cosines of all its texts."""
 
     grain: Grain
     nearest: str
     cosine: float
     vector: npt.NDArray[np.float32]
+    cosines: tuple[float, ...]
+
+    def candidate(self) -> Candidate:
+        return Candidate(self.grain.source.text, self.grain.asks, self.nearest, self.cosine, self.cosines)
 
 
 class Retrieval:
@@ -56,13 +63,32 @@ class Retrieval:
         if any(char.isalnum() for char in question):
             by_text = self._table.search(_match_query(question), query_type="fts")
             found += by_text.where(where, prefilter=True).limit(ROWS_PER_SEARCH).to_list()
-        best: dict[str, Found] = {}
-        for row in found:
-            own = np.asarray(row["vector"], np.float32)
-            cosine = float(own @ vector)
-            if row["fact_id"] not in best or cosine > best[row["fact_id"]].cosine:
-                best[row["fact_id"]] = Found(_grain(row), row["text"], cosine, own)
-        return sorted(best.values(), key=lambda item: -item.cosine)[:limit]
+        ids = dict.fromkeys(row["fact_id"] for row in sorted(found, key=lambda row: -float(_vector(row) @ vector)))
+        return self._whole(list(ids)[:limit], vector)
+
+    def _whole(self, fact_ids: list[str], vector: npt.NDArray[np.float32]) -> list[Found]:
+        """These facts with all their texts, in the same order."""
+        if not fact_ids:
+            return []
+        columns = ["fact_id", "cartridge", "fact", "text", "reference", "section", "asks", "vector"]
+        query = self._table.search().where(f"fact_id IN ({_quoted(fact_ids)})").select(columns).limit(MOST_TEXTS)
+        rows: dict[str, list[dict[str, Any]]] = {fact_id: [] for fact_id in fact_ids}
+        for row in query.to_list():
+            rows[row["fact_id"]].append(row)
+        return [_found(texts, vector) for texts in rows.values()]
+
+
+def _found(rows: list[dict[str, Any]], vector: npt.NDArray[np.float32]) -> Found:
+    """One fact of its rows, of which the statement and each ask has one."""
+    grain = _grain(rows[0])
+    cosines = {row["text"]: float(_vector(row) @ vector) for row in rows}
+    best = max(rows, key=lambda row: cosines[row["text"]])
+    in_order = tuple(cosines[text] for text in (grain.source.text, *grain.asks))
+    return Found(grain, best["text"], cosines[best["text"]], _vector(best), in_order)
+
+
+def _vector(row: dict[str, Any]) -> npt.NDArray[np.float32]:
+    return np.asarray(row["vector"], np.float32)
 
 
 def build_table(facts: Sequence[Fact], store: VectorStore, folder: Path, progress: Progress | None = None) -> None:

@@ -90,8 +90,7 @@ class CartridgeLayer:
         return vector, table[0].search(text, vector, scope)
 
     def _single(self, text: str, found: list[Found], rarity: Rarity) -> _Synthesis:
-        candidates = [item.grain.candidate(item.nearest, item.cosine) for item in found]
-        best, features = judge(text, candidates, rarity)
+        best, features = judge(text, [item.candidate() for item in found], rarity)
         return _Synthesis((found[best],), self._fit.confidence(features), found[best].cosine)
 
     def _pair(self, text: str, vector: Vector, found: list[Found], scope: Scope, table: Table) -> _Synthesis | None:

@@ -46,11 +46,10 @@ class GrainLayer:
         found = index.nearest(self._embedder.embed([text])[0], scope)
         if not found:
             return LayerResult(self.name, "abstained", reason="no grain in this scope")
-        candidates = [grain.candidate(nearest, cosine) for grain, nearest, cosine in found]
-        best, features = judge(text, candidates, index.rarity)
+        best, features = judge(text, [hit.candidate() for hit in found], index.rarity)
         confidence = self._calibration.layers[self.name].confidence(features)
-        grain, nearest, cosine = found[best]
-        return self._said(replace(grain.source, score=round(cosine, 4)), confidence, f"nearest: {nearest!r}")
+        hit = found[best]
+        return self._said(replace(hit.grain.source, score=round(hit.cosine, 4)), confidence, f"nearest: {hit.nearest!r}")
 
     def _said(self, source: Source, confidence: float, reason: str) -> LayerResult:
         return LayerResult(

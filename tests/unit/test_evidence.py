@@ -11,12 +11,12 @@ def always_rare(_: str) -> float:
 
 def features_of(question: str, text: str, *, cosine: float = 0.8, others: tuple[Candidate, ...] = ()) -> dict[str, float]:
     """The first candidate's features by name; it is asked for with its own text."""
-    candidates = [Candidate(text, (), text, cosine), *others]
+    candidates = [Candidate(text, (), text, cosine, (cosine,)), *others]
     return dict(zip(FEATURES, measure(question, candidates, always_rare), strict=True))
 
 
 def other(text: str, cosine: float) -> Candidate:
-    return Candidate(text, (), text, cosine)
+    return Candidate(text, (), text, cosine, (cosine,))
 
 
 @pytest.mark.parametrize("at", [0, 1])
@@ -55,7 +55,7 @@ def test_coverage_is_the_share_of_the_questions_words_that_the_fact_has() -> Non
 
 
 def test_a_fact_is_covered_by_its_askings_too() -> None:
-    candidate = Candidate("It stores energy.", ("what does adenosine triphosphate do",), "It stores energy.", 0.5)
+    candidate = Candidate("It stores energy.", ("what does adenosine triphosphate do",), "It stores energy.", 0.5, (0.5, 0.4))
     row = dict(zip(FEATURES, measure("adenosine triphosphate", [candidate], always_rare), strict=True))
     assert row["coverage"] == 1.0
 
@@ -113,7 +113,7 @@ def test_a_common_word_weighs_less_than_a_rare_one() -> None:
 
 @pytest.mark.parametrize("question", ["How do plants make sugar?", "What stores energy in cells?"])
 def test_a_question_with_one_rare_word_exchanged_is_swapped_and_the_asking_itself_is_not(question: str) -> None:
-    candidate = Candidate("It is so.", (question,), question, 0.9)
+    candidate = Candidate("It is so.", (question,), question, 0.9, (0.5, 0.9))
     swapped = measure(question.replace("plants", "fungi").replace("energy", "water"), [candidate], always_rare)
     same = measure(question, [candidate], always_rare)
     assert swapped[FEATURES.index("swapped")] == 1.0

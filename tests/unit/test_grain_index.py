@@ -107,7 +107,7 @@ def test_only_the_scope_answers_exactly_and_by_meaning(scope: Scope, fact_id: st
     exact = index.exact("what is spice", scope)
     nearest = index.nearest(HashEmbedder().embed(["what is spice"])[0], scope)
     assert (exact and exact.source.fact_id) == fact_id
-    assert [grain.source.fact_id for grain, _, _ in nearest] == ([fact_id] if fact_id else [])
+    assert [hit.grain.source.fact_id for hit in nearest] == ([fact_id] if fact_id else [])
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,12 @@ def test_the_nearest_grains_come_best_first_and_each_once(tmp_path: Path) -> Non
     )
     index = GrainIndex(arrays_of([DNA, ATP], tmp_path, embedder))
     found = index.nearest(unit([1, 0, 0, 0]), EVERYWHERE)
-    assert [(grain.source.fact_id, nearest) for grain, nearest, _ in found] == [
+    assert [(hit.grain.source.fact_id, hit.nearest) for hit in found] == [
         ("bio:atp", "what is ATP"),
         ("bio:dna", "DNA stores heredity."),
     ]
-    assert found[0][2] == pytest.approx(1 / np.sqrt(1.01), abs=1e-3)
+    assert found[0].cosine == pytest.approx(1 / np.sqrt(1.01), abs=1e-3)
+    assert found[1].cosines == pytest.approx((0.447, 0.0), abs=1e-3)
 
 
 def test_no_more_grains_than_the_limit(tmp_path: Path) -> None:
@@ -179,14 +180,14 @@ def test_the_true_neighbour_survives_the_shortlist_of_many_rows(dimensions: int,
         asked = unit(table[f"fact {number}"] + 0.2 * unit(random.standard_normal(dimensions)))
         best = max(table, key=lambda text: float(table[text] @ asked))
         # Then the exact cosine's best is the first that is found
-        assert index.nearest(asked, EVERYWHERE, limit=1)[0][1] == best
+        assert index.nearest(asked, EVERYWHERE, limit=1)[0].nearest == best
 
 
 def test_a_scope_smaller_than_the_shortlist_is_found_among_many_strangers(tmp_path: Path) -> None:
     strangers = [Fact(f"a:{n}", "a", "general", f"what is ATP {n}", (), None) for n in range(SHORTLIST * 2)]
     index = index_of([*strangers, MELANGE], tmp_path)
     found = index.nearest(HashEmbedder().embed(["what is ATP"])[0], Scope(("fiction",)))
-    assert [grain.source.fact_id for grain, _, _ in found] == ["dune:spice"]
+    assert [hit.grain.source.fact_id for hit in found] == ["dune:spice"]
 
 
 def test_identical_rows_beyond_the_shortlist_are_all_in_reach(tmp_path: Path) -> None:
