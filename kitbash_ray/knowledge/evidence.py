@@ -138,7 +138,6 @@ def _features(
     opposite = float(any(opposites(stem) & has for stem in weights if stem not in has))
     asked_before = float(candidate.nearest in candidate.asks)
     unasked = max((weight for stem, weight in near_weights.items() if stem not in weights), default=0.0)
-    lacking_names = asked.names - has - match.words.names
     best_other = max((candidates[other].cosine for other in others), default=0.0)
     return (
         candidate.cosine,
@@ -148,7 +147,7 @@ def _features(
         uncovered,
         numbers_differ,
         negation_differs,
-        len(lacking_names) / len(asked.names) if asked.names else 0.0,
+        len(asked.names - has - match.words.names) / max(1, len(asked.names)),
         kind_is_wrong,
         unexplained,
         float(bool(set(read(candidate.text).content[:2]) & set(asked.content))),
