@@ -24,7 +24,7 @@ class Shown:
 QUESTIONS = (
     Shown("1  an exact grain", "What is ATP?"),
     Shown("2  a paraphrase of one", "Which molecule is the main energy currency of the cell?"),
-    Shown("3  two facts from a cartridge", "Where do glycolysis and the citric acid cycle take place?"),
+    Shown("3  two facts from cartridges", "How old are the Earth and the universe?"),
     Shown(
         "4  a follow-up: it must not hit a grain",
         "And why is that?",

@@ -58,7 +58,7 @@ def _clash(one: Fact, other: Fact, weigh: _Rarity) -> Doubt | None:
     """What is wrong with two facts that share rare words."""
     first, second = read(one.text), read(other.text)
     alike = weigh.overlap(first.content, second.content) >= SAME_TOPIC
-    if alike and (values := _different_values(one.text, other.text)):
+    if alike and (values := _different_values(one.text, other.text) or _different_numbers(first, second)):
         return Doubt(one, f"may contradict {other.id!r}: it says {values[0]} here and {values[1]} there.", other)
     if alike and first.negated != second.negated:
         return Doubt(one, f"may contradict {other.id!r}: one of them has a negation.", other)
@@ -93,6 +93,12 @@ def _different_values(one: str, other: str) -> tuple[str, str] | None:
         if unit and not ours[unit] & theirs[unit]:
             return f"{min(ours[unit])} {unit}", f"{min(theirs[unit])} {unit}"
     return None
+
+
+def _different_numbers(one: Words, other: Words) -> tuple[str, str] | None:
+    """A number of each that the other lacks, whatever it counts."""
+    ours, theirs = one.numbers - other.numbers, other.numbers - one.numbers
+    return (min(ours), min(theirs)) if ours and theirs else None
 
 
 def _quantities(text: str) -> dict[str, set[str]]:

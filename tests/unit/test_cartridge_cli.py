@@ -176,3 +176,22 @@ def test_the_help_of_each_command_has_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
     assert f"kitbash cartridge {command}" in result.stdout
+
+
+def test_check_warns_of_facts_of_two_cartridges_but_not_of_what_was_cut_from_documents(shell: Shell, tmp_path: Path) -> None:
+    for name, port in (("one", 8443), ("two", 9443)):
+        shell.output("new", name)
+        facts = f"""- id: gate
+  fact: "The gate controller of the depot listens on port {port} for commands."
+  asks: ["Gate port of {name}?", "Where does the {name} gate listen?"]
+  source: "Manual"
+  level: empirical
+"""
+        (shell.folder / name / "facts.yaml").write_text(facts)
+        (shell.folder / name / "questions.jsonl").unlink()
+    (tmp_path / "a.md").write_text("The gate controller of the depot listens on port 7443 for commands.\n")
+    shell.output("import", str(tmp_path / "a.md"), "--name", "notes")
+    *warnings, verdict = shell.output("check").splitlines()
+    assert len(warnings) == 1
+    assert "'one:gate' may contradict 'two:gate'" in warnings[0]
+    assert verdict == "3 cartridges, 3 facts: no error, 1 warning"
