@@ -21,7 +21,7 @@ CONSULT_BAND = (0.70, 0.80)
 CONSULTED = "cartridge"
 
 
-class Situation(Struct, frozen=True):
+class Situation(Struct, frozen=True, gc=False):
     """What a policy looks at. `waiting` are the layers not asked yet, the cheapest first.
 
     `strict` says that the person set the error budget for this very question.
@@ -34,7 +34,7 @@ class Situation(Struct, frozen=True):
     seconds_left: float | None = None
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, frozen=True, gc=False):
     """Ask `layers` (together), accept `result`, or abstain with `result` as best candidate."""
 
     action: Literal["ask", "accept", "abstain"]

@@ -24,7 +24,7 @@ from kitbash_ray.types import Event, decode, encode
 log = logging.getLogger(__name__)
 
 #: Seconds that events wait for company, and between two attempts while Redis is away.
-BATCH_S, RETRY_S = 0.005, 1.0
+BATCH_S, RETRY_S = 0.010, 1.0
 #: Events written at once; a script runs alone in Redis, so it must stay short.
 BATCH_EVENTS = 500
 #: The spool keeps what fits here; older events are more useful than none, so new ones are dropped.

@@ -45,14 +45,14 @@ def is_visible(text: str) -> bool:
     return any(character.isprintable() and not character.isspace() for character in text)
 
 
-class Turn(Struct, frozen=True, omit_defaults=True):
+class Turn(Struct, frozen=True, omit_defaults=True, gc=False):
     """One earlier message of the conversation."""
 
     role: Literal["user", "assistant"]
     text: str
 
 
-class Query(Struct, frozen=True, omit_defaults=True):
+class Query(Struct, frozen=True, omit_defaults=True, gc=False):
     """One question with its context.
 
     `deadline_s` is the whole time it may take, in seconds from `asked_at` (Unix seconds);
@@ -70,7 +70,7 @@ class Query(Struct, frozen=True, omit_defaults=True):
     asked_at: float = field(default_factory=time.time)
 
 
-class Source(Struct, frozen=True):
+class Source(Struct, frozen=True, gc=False):
     """A fact that an answer rests on. `score` is a cosine, `reference` where to look it up."""
 
     cartridge: str
@@ -81,7 +81,7 @@ class Source(Struct, frozen=True):
     section: str | None = None
 
 
-class LayerResult(Struct, frozen=True, omit_defaults=True):
+class LayerResult(Struct, frozen=True, omit_defaults=True, gc=False):
     """What one layer said. `confidence` is a calibrated probability, or None if there is none."""
 
     layer: str
@@ -94,7 +94,7 @@ class LayerResult(Struct, frozen=True, omit_defaults=True):
     latency_ms: float = 0.0
 
 
-class Step(Struct, frozen=True):
+class Step(Struct, frozen=True, gc=False):
     """One layer's line in the path of an answer."""
 
     layer: str
@@ -104,7 +104,7 @@ class Step(Struct, frozen=True):
     reason: str | None = None
 
 
-class Answer(Struct, frozen=True):
+class Answer(Struct, frozen=True, gc=False):
     """What the person who asked gets.
 
     When `status` is "abstained", `answer` is None and `candidate` is the best guess, if any,
@@ -132,7 +132,7 @@ class Answer(Struct, frozen=True):
         return answer_html(self)
 
 
-class Event(Struct, frozen=True, omit_defaults=True):
+class Event(Struct, frozen=True, omit_defaults=True, gc=False):
     """One thing that happened to a query. `seq` counts from 0 within the query; `at` is Unix seconds."""
 
     query_id: str
