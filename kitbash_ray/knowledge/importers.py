@@ -174,11 +174,12 @@ class _Work:
         self.progress = progress
         self.documents: dict[str, _Document] = {}
         self.seen: dict[str, _Seen] = {}
+        self.source_before, self.seen_before = _load_state(target)
 
     def run(self) -> Imported:
-        before = _load_state(self.target)
+        before = self.seen_before
         held = _load_lines(self.target) if before else {}
-        sizes = {label: path.stat().st_size for label, path in self.files.items()}
+        sizes = {label: path.stat().st_size if path.exists() else 0 for label, path in self.files.items()}
         done, total = 0, sum(sizes.values()) or 1
         read: list[str] = []
         left_out: list[str] = []
@@ -189,7 +190,7 @@ class _Work:
                 if label in before and seen.digest == before[label].digest:
                     document = _Document(held.get(label, {}))
                 else:
-                    watched = _watched(path, done, total, self.progress)
+                    watched = _watched(path, seen.size, done, total, self.progress)
                     document = _read(watched, path, label, self.whole)
                     read.append(label)
                 for made in document.lines:
@@ -227,27 +228,26 @@ class _Work:
                 file.writelines(line + "\n" for line in document.lines.values())
         state = {"from": str(self.source.resolve()), "files": {label: asdict(seen) for label, seen in self.seen.items()}}
         (folder / STATE).write_text(json.dumps(state, ensure_ascii=False, indent=1), encoding="utf-8")
-        made = _manifest(self.target.name, self.source)
-        if _is_ours(self.target):
+        if self._manifest_is_ours():
+            made = _manifest(self.target.name, self.source)
             (folder / MANIFEST).write_text(made, encoding="utf-8", newline="\n")
 
+    def _manifest_is_ours(self) -> bool:
+        """Whether it is missing or as the last import made it: nobody has chosen a faction or a licence."""
+        path = self.target / MANIFEST
+        if not path.exists():
+            return True
+        ours = self.source_before and _manifest(self.target.name, self.source_before)
+        return path.read_text(encoding="utf-8", errors="replace") == ours
 
-def _is_ours(target: Path) -> bool:
-    """Whether the manifest is missing or as the last import made it: nobody has chosen a faction or a licence."""
+
+def _load_state(target: Path) -> tuple[Path | None, dict[str, _Seen]]:
+    """What the last import read: from where, and its files; nothing when it left no readable state."""
     try:
-        source = Path(json.loads((target / STATE).read_text(encoding="utf-8"))["from"])
-        return (target / MANIFEST).read_text(encoding="utf-8") == _manifest(target.name, source)
-    except (OSError, ValueError, KeyError, TypeError):
-        return not (target / MANIFEST).exists()
-
-
-def _load_state(target: Path) -> dict[str, _Seen]:
-    """The files of the last import; none when it left no readable state."""
-    try:
-        files = json.loads((target / STATE).read_text(encoding="utf-8"))["files"]
-        return {label: _Seen(**seen) for label, seen in files.items()}
+        state = json.loads((target / STATE).read_text(encoding="utf-8"))
+        return Path(state["from"]), {label: _Seen(**seen) for label, seen in state["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # everything is read anew, which is never wrong
-        return {}
+        return None, {}
 
 
 def _load_lines(target: Path) -> dict[str, dict[str, str]]:
@@ -321,10 +321,9 @@ def _manifest(name: str, source: Path) -> str:
     return f'name = "{name}"\nversion = "1.0.0"\nfaction = "general"\nlicence = "unknown"\ndescription = {description}\n'
 
 
-def _watched(path: Path, done: int, total: int, progress: Progress) -> Iterator[Raw]:
+def _watched(path: Path, size: int, done: int, total: int, progress: Progress) -> Iterator[Raw]:
     """The entries of a file; a large one with lines tells how far it is."""
     entries = READERS[path.suffix.lower()](path)
-    size = path.stat().st_size
     lines = _count_lines(path) if size > PROGRESS_BYTES else 1
     reported = 0
     for line, raw in entries:
