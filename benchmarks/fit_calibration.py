@@ -35,7 +35,7 @@ from kitbash_ray.knowledge.embedder import open_embedder
 from kitbash_ray.knowledge.evidence import ALWAYS_AGAINST, ALWAYS_FOR, FEATURES, judge
 from kitbash_ray.knowledge.grain_index import GrainIndex, Hit, Scope, build_arrays
 from kitbash_ray.knowledge.library import Library
-from kitbash_ray.knowledge.retrieval import Found, Retrieval, build_table
+from kitbash_ray.knowledge.retrieval import Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
 
 LAYERS = ("grain", "cartridge")
@@ -90,7 +90,7 @@ def ask_all(library: Knowledge, questions: list[tuple[str, Question]], store: Ve
         build_table(library.facts, store, Path(folder) / "table")
         retrieval = Retrieval(Path(folder) / "table")
         for (group, question), vector in zip(questions, vectors, strict=True):
-            found: dict[str, Sequence[Hit | Found]] = {
+            found: dict[str, Sequence[Hit]] = {
                 "grain": index.nearest(vector, Scope()),
                 "cartridge": retrieval.search(question.text, vector, Scope()),
             }

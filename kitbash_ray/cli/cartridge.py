@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kitbash_ray.cli import importing
-from kitbash_ray.cli.console import output, progress_bar
+from kitbash_ray.cli.console import count, output, progress_bar
 from kitbash_ray.cli.importing import Cartridges
 from kitbash_ray.config import load_settings
 from kitbash_ray.errors import CartridgeError
@@ -75,9 +75,9 @@ def check(
         print(finding)
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(CartridgeError.exit_code)
-    verdict = f"no error, {_count(findings, 'warning')}" if findings else "no problem"
+    verdict = f"no error, {count(findings, 'warning')}" if findings else "no problem"
     facts = [fact for folder in folders for fact in load_cartridge(folder).facts]
-    print(f"{_count(folders, 'cartridge')}, {_count(facts, 'fact')}: {verdict}")
+    print(f"{count(folders, 'cartridge')}, {count(facts, 'fact')}: {verdict}")
 
 
 @app.command()
@@ -181,10 +181,6 @@ def _summary(cartridge: Cartridge) -> dict[str, Any]:
 
 
 # Printing
-
-
-def _count(things: Sequence[object], noun: str) -> str:
-    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _complain(sentence: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -27,6 +27,12 @@ def progress_bar(what: str) -> Iterator[Report]:
             bar.update(task, completed=done, total=total, visible=True)
 
         yield report
+
+
+def count(things: int | Sized, noun: str) -> str:
+    """`3 facts`, `1 fact`."""
+    number = things if isinstance(things, int) else len(things)
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def start_log(settings: Settings) -> None:

@@ -6,7 +6,7 @@ The work is done in knowledge/importers.py and knowledge/proposals.py; here it i
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from kitbash_ray.cli.console import errors, progress_bar
+from kitbash_ray.cli.console import count, errors, progress_bar
 from kitbash_ray.config import load_settings
 from kitbash_ray.errors import CartridgeError
 from kitbash_ray.knowledge.importers import Imported, import_path, is_document, is_document_folder, remove_cartridge
@@ -79,7 +79,7 @@ def remove(
     Example: kitbash cartridge remove notes
     """
     library = load_settings(cartridges_dir=cartridges).cartridges_dir
-    print(f"Removed {library / name} with {_count(remove_cartridge(name, library), 'passage')}.")
+    print(f"Removed {library / name} with {count(remove_cartridge(name, library), 'passage')}.")
 
 
 def propose(
@@ -97,7 +97,7 @@ def propose(
     folder = load_settings(cartridges_dir=cartridges).cartridges_dir / name
     proposals = propose_grains(folder, most)
     write_proposals(folder, proposals)
-    print(f"Wrote {_count(proposals, 'proposal')} to {folder / PROPOSALS}.")
+    print(f"Wrote {count(proposals, 'proposal')} to {folder / PROPOSALS}.")
     print(f"Review them, move what is right to {folder / 'facts.yaml'}, then run: kitbash cartridge check {name}")
 
 
@@ -106,9 +106,7 @@ def _import(source: Path, name: str, library: Path) -> Imported:
         imported = import_path(source, name, library, progress)
     for problem in imported.left_out:
         errors.print(f"[yellow]left out:[/] {escape(problem)}", soft_wrap=True)
-    print(
-        f"Imported {_count(imported.passages, 'passage')} from {source} into {imported.folder}.{_files(imported)}", flush=True
-    )
+    print(f"Imported {count(imported.passages, 'passage')} from {source} into {imported.folder}.{_files(imported)}", flush=True)
     if imported.skipped:
         print(f"Skipped as word-for-word repetitions: {imported.skipped:,}.")
     if imported.renamed:
@@ -120,7 +118,7 @@ def _files(imported: Imported) -> str:
     told = {"read": len(imported.read), "unchanged": imported.kept, "gone": len(imported.gone)}
     if sum(told.values()) <= 1:
         return ""
-    return " Files: " + ", ".join(f"{count:,} {what}" for what, count in told.items() if count) + "."
+    return " Files: " + ", ".join(f"{number:,} {what}" for what, number in told.items() if number) + "."
 
 
 def _changes(source: Path, library: Path) -> Iterator[object]:
@@ -137,8 +135,3 @@ def _changes(source: Path, library: Path) -> Iterator[object]:
         return is_document(path) and all(is_document_folder(folder, library) for folder in folders)
 
     yield from watch(root, watch_filter=counts)
-
-
-def _count(things: int | Sequence[object], noun: str) -> str:
-    number = things if isinstance(things, int) else len(things)
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

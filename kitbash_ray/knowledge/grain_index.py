@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,8 @@ class Grain:
     asks: tuple[str, ...]
 
 
-class Hit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Hit:
     """A grain that is near a question: its nearest text with that text's cosine, and the cosines of all its texts."""
 
     grain: Grain

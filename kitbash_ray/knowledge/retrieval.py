@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kitbash_ray.knowledge.cartridge import Fact
-from kitbash_ray.knowledge.evidence import Candidate
-from kitbash_ray.knowledge.grain_index import Grain, Scope
+from kitbash_ray.knowledge.grain_index import Grain, Hit, Scope
 from kitbash_ray.knowledge.vectors import Progress, VectorStore
 from kitbash_ray.types import Source
 
@@ -34,17 +33,10 @@ MOST_TEXTS = 10_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """A fact that a search found: its nearest text with that text's vector and cosine, and the cosines of all its texts."""
+class Found(Hit):
+    """A hit of layer 2, with the vector of its nearest text."""
 
-    grain: Grain
-    nearest: str
-    cosine: float
     vector: npt.NDArray[np.float32]
-    cosines: tuple[float, ...]
-
-    def candidate(self) -> Candidate:
-        return Candidate(self.grain.source.text, self.grain.asks, self.nearest, self.cosine, self.cosines)
 
 
 class Retrieval:
@@ -84,7 +76,7 @@ def _found(rows: list[dict[str, Any]], vector: npt.NDArray[np.float32]) -> Found
     cosines = {row["text"]: float(_vector(row) @ vector) for row in rows}
     best = max(rows, key=lambda row: cosines[row["text"]])
     in_order = tuple(cosines[text] for text in (grain.source.text, *grain.asks))
-    return Found(grain, best["text"], cosines[best["text"]], _vector(best), in_order)
+    return Found(grain, best["text"], cosines[best["text"]], in_order, _vector(best))
 
 
 def _vector(row: dict[str, Any]) -> npt.NDArray[np.float32]:
