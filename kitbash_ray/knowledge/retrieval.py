@@ -28,6 +28,8 @@ TABLE = "texts"
 INDEX_FROM_ROWS = 50_000
 #: Rows that each of the two searches contributes; several may belong to one fact.
 ROWS_PER_SEARCH = 24
+#: What ranking the rows takes; the rest is read of the facts that are kept.
+RANKED = ("fact_id", "vector")
 #: Rows of the facts that are kept; no fact has as many ways to ask.
 MOST_TEXTS = 10_000
 
@@ -51,10 +53,16 @@ class Retrieval:
         """Up to `limit` facts, the best cosine first."""
         where = _where(scope)
         by_vector: Any = self._table.search(vector, query_type="vector")
-        found = by_vector.distance_type("cosine").where(where, prefilter=True).limit(ROWS_PER_SEARCH).to_list()
+        found = (
+            by_vector.distance_type("cosine")
+            .where(where, prefilter=True)
+            .select([*RANKED, "_distance"])
+            .limit(ROWS_PER_SEARCH)
+            .to_list()
+        )
         if any(char.isalnum() for char in question):
             by_text = self._table.search(_match_query(question), query_type="fts")
-            found += by_text.where(where, prefilter=True).limit(ROWS_PER_SEARCH).to_list()
+            found += by_text.where(where, prefilter=True).select([*RANKED, "_score"]).limit(ROWS_PER_SEARCH).to_list()
         ids = dict.fromkeys(row["fact_id"] for row in sorted(found, key=lambda row: -float(_vector(row) @ vector)))
         return self._whole(list(ids)[:limit], vector)
 
