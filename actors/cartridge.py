@@ -6,8 +6,8 @@ import ray
 
 from actors.heartbeat import Heartbeat
 from actors.watch import Watch
-from kitbash_ray.calibration import load_calibration
 from kitbash_ray.config import Settings
+from kitbash_ray.direct import open_calibration
 from kitbash_ray.knowledge.grain_index import GrainIndex
 from kitbash_ray.knowledge.index import open_builder
 from kitbash_ray.knowledge.retrieval import Retrieval
@@ -21,7 +21,7 @@ class Cartridge:
     def __init__(self, settings: Settings) -> None:
         self._builder = open_builder(settings)
         self._version = self._builder.build()
-        self._layer = CartridgeLayer(*self._open(self._version), load_calibration(), embedder=self._builder.embedder)
+        self._layer = CartridgeLayer(*self._open(self._version), open_calibration(settings), embedder=self._builder.embedder)
         self._busy = 0
         self._watch = Watch(self._builder, self._version, self._rebuild)
         Heartbeat("cartridge", "cartridge", settings, self._status)

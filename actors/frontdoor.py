@@ -13,9 +13,8 @@ from actors.heartbeat import Heartbeat
 from actors.orchestrator import Orchestrator, follow_index, redis_client
 from actors.remote import RemoteLayer, RemoteStreamingLayer
 from kitbash_ray.blackboard import Blackboard
-from kitbash_ray.calibration import load_calibration
 from kitbash_ray.config import Settings, child_environment, started_by_up
-from kitbash_ray.direct import cascade_over
+from kitbash_ray.direct import cascade_over, open_calibration
 from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.embedder import open_embedder
 from kitbash_ray.knowledge.grain_index import GrainIndex
@@ -33,13 +32,13 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     handles = start_actors(settings)
     router = handles["grain_router"]
     snapshot, embedder = await asyncio.gather(router.snapshot.remote(), asyncio.to_thread(open_embedder, settings))
-    grain = GrainLayer(GrainIndex(await snapshot.arrays[0]), embedder, load_calibration())
+    grain = GrainLayer(GrainIndex(await snapshot.arrays[0]), embedder, open_calibration(settings))
     layers: list[Layer] = [grain, *_remote_layers(handles)]
     url = settings.resolved_redis_url
     replica = ray.get_runtime_context().get_actor_id()
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     orchestrator = Orchestrator(
-        cascade_over(layers, settings),
+        cascade_over(layers, settings, grain.cosine),
         Recorder(
             redis_client(url),
             ttl_s=settings.kitbash_query_ttl,

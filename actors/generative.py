@@ -6,7 +6,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from actors.heartbeat import Heartbeat
+from kitbash_ray.calibration import Calibration
 from kitbash_ray.config import Settings
+from kitbash_ray.direct import open_calibration
 from kitbash_ray.errors import ModelError
 from kitbash_ray.layers.generative import GenerativeLayer
 from kitbash_ray.types import LayerResult, Query
@@ -15,9 +17,9 @@ from kitbash_ray.types import LayerResult, Query
 class GenerativeActor:
     """A layer that streams. Without a usable model it abstains and says why."""
 
-    def __init__(self, name: str, opened: Callable[[Settings], GenerativeLayer], settings: Settings) -> None:
+    def __init__(self, name: str, opened: Callable[[Settings, Calibration], GenerativeLayer], settings: Settings) -> None:
         try:
-            self._layer = opened(settings)
+            self._layer = opened(settings, open_calibration(settings))
         except ModelError as error:  # an actor that dies of a bad file would be restarted for ever
             self._layer = GenerativeLayer(name, None, missing=str(error), max_tokens=1)
         self._busy = 0

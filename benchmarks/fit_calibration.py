@@ -1,12 +1,11 @@
-"""Fit kitbash_ray/calibration.json on held-out questions, and say how good it is.
+"""Fit the calibration that ships with Kitbash, and say how good it is.
 
 The questions are those of the shipped cartridges (whose facts have ways to ask) and of the
 development sets in benchmarks/data (whose facts have none, like imported ones): `dev_a` to
-`dev_c` and the cartridges' own questions.jsonl are deliberately obscure, with close near-misses;
-`dev_d`, and `ordinary` and `everyday` (over the shipped cartridges), are what people ordinarily ask.
-Confidences that thresholds are chosen on come from five-fold cross-validation by question: no
-question judges a fit that has seen it. Thresholds are point estimates, without a bound yet.
-`newcomer` (over the shipped cartridges) takes no part in any of this; it judges the result.
+`dev_c` and the cartridges' own questions.jsonl are deliberately obscure, with close near-misses,
+and teach the trees; `dev_d`, and `ordinary` and `everyday` (over the shipped cartridges), are what
+people ordinarily ask, and the error budget is kept on them. `newcomer` (over the shipped
+cartridges) takes no part in any of this; it judges the result.
 
     python -m benchmarks.fit_calibration [--write]
 """
@@ -14,198 +13,127 @@ question judges a fit that has seen it. Thresholds are point estimates, without 
 from __future__ import annotations
 
 import argparse
-import json
+import asyncio
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from benchmarks.common import finish, print_table
-from kitbash_ray.calibration import LEAF, SHIPPED, LayerCalibration, lowest_threshold
+from kitbash_ray.calibration import SHIPPED, Calibration, load_calibration, save_calibration
 from kitbash_ray.config import PROJECT, load_settings
+from kitbash_ray.evaluation import calibration_error
+from kitbash_ray.fitting import SHIPPED_SAMPLES, Floats, Sample, calibrate, exact_matches, sample, save_samples
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.documents import read_jsonl
 from kitbash_ray.knowledge.embedder import open_embedder
-from kitbash_ray.knowledge.evidence import ALWAYS_AGAINST, ALWAYS_FOR, FEATURES, judge
-from kitbash_ray.knowledge.grain_index import GrainIndex, Hit, Scope, build_arrays
+from kitbash_ray.knowledge.grain_index import GrainIndex, build_arrays
 from kitbash_ray.knowledge.library import Library
 from kitbash_ray.knowledge.retrieval import Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
+from kitbash_ray.layers.cartridge import CartridgeLayer
+from kitbash_ray.layers.grain import GrainLayer
+from kitbash_ray.questions import Question, held_out
+from kitbash_ray.types import Query
 
 LAYERS = ("grain", "cartridge")
 DEFAULT_BUDGET = 0.05
-BUDGETS = (0.01, 0.02, DEFAULT_BUDGET, 0.1, 0.2)
-FOLDS = 5
+SHOWN_BUDGETS = (0.01, 0.02, DEFAULT_BUDGET, 0.1)
 DATA = Path(__file__).with_name("data")
 POOLED = "+others"
 #: Ordinary questions over the shipped cartridges.
 OVER_SHIPPED = ("ordinary", "everyday")
 #: Never fitted, never used to choose anything: it tells how good the rest is.
 JUDGE = "newcomer"
-#: What people ordinarily ask: thresholds are chosen on these. The others are full of traps, which
-#: teach the trees; a budget kept on them would refuse most of what is asked in good faith.
 ORDINARY = frozenset({"dev_d", *OVER_SHIPPED})
+#: The shipped cartridges' own questions: `kitbash calibrate` asks them anew, so they are not stored.
+CARTRIDGES = "cartridges"
 
-
-@dataclass(frozen=True)
-class Question:
-    """A question with the facts that answer it; none: abstaining is right."""
-
-    text: str
-    expected: frozenset[str]
-    kind: str
+Grouped = list[tuple[str, Question]]
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """Facts and held-out questions about them."""
+    """Facts and held-out questions about them, each with its group."""
 
     facts: list[Fact]
-    questions: list[Question]
-    with_asks: bool
+    questions: Grouped
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One question's best candidate in one layer, over one library."""
-
-    group: str
-    question: Question
-    right: bool
-    features: tuple[float, ...]
-
-
-def ask_all(library: Knowledge, questions: list[tuple[str, Question]], store: VectorStore) -> dict[str, list[Asked]]:
-    """The best candidate of each question, given with its group, in layers 0 and 2 over `library`."""
+def ask_all(library: Knowledge, store: VectorStore) -> dict[str, list[Sample]]:
+    """What layers 0 and 2 over `library` make of its questions."""
     index = GrainIndex(build_arrays(library.facts, store))
-    vectors = store.vectors([question.text for _, question in questions])
-    asked: dict[str, list[Asked]] = {layer: [] for layer in LAYERS}
+    shipped = load_calibration()
+    asked: dict[str, list[Sample]] = {}
     with tempfile.TemporaryDirectory() as folder:
         build_table(library.facts, store, Path(folder) / "table")
-        retrieval = Retrieval(Path(folder) / "table")
-        for (group, question), vector in zip(questions, vectors, strict=True):
-            found: dict[str, Sequence[Hit]] = {
-                "grain": index.nearest(vector, Scope()),
-                "cartridge": retrieval.search(question.text, vector, Scope()),
-            }
-            for layer, hits in found.items():
-                best, features = judge(question.text, [hit.candidate() for hit in hits], index.rarity)
-                right = hits[best].grain.source.fact_id in question.expected
-                asked[layer].append(Asked(group, question, right, features))
+        table = Retrieval(Path(folder) / "table")
+        grain = GrainLayer(index, store.embedder, shipped)
+        for layer in (grain, CartridgeLayer(table, index, shipped, embedder=store.embedder)):
+            found = asyncio.run(_asked(layer, library.questions))
+            asked[layer.name] = [item for item in found if item]
     return asked
 
 
-def exact_confidence(library: Knowledge, store: VectorStore) -> float:
-    """How often a way to ask finds its own fact, by the rule of succession: (right + 1) / (asked + 2)."""
-    index = GrainIndex(build_arrays(library.facts, store))
-    asks = [(ask, fact.id) for fact in library.facts for ask in fact.asks]
-    right = sum((found := index.exact(ask, Scope())) is not None and found.source.fact_id == owner for ask, owner in asks)
-    return round((right + 1) / (len(asks) + 2), 4)
-
-
-def fit(asked: list[Asked]) -> LayerCalibration:
-    """Small, strongly regularized trees, to which an ordinary question counts four times as much as a trap.
-    Depth, number, leaf size and that weight were chosen on the left-out fifths."""
-    signs = [1 if name in ALWAYS_FOR else -1 if name in ALWAYS_AGAINST else 0 for name in FEATURES]
-    inputs, right = arrays(asked)
-    weights = np.array([2.0 if item.group in ORDINARY else 0.5 for item in asked])
-    model = HistGradientBoostingClassifier(
-        max_iter=80, max_depth=3, learning_rate=0.08, min_samples_leaf=20, l2_regularization=5.0,
-        monotonic_cst=signs, early_stopping=False, random_state=0,
-    ).fit(inputs, right, sample_weight=weights)  # fmt: skip
-    trees = tuple(tuple(_node(node) for node in step[0].nodes) for step in model._predictors)
-    bias = float(np.ravel(model._baseline_prediction)[0])
-    ours = LayerCalibration(FEATURES, trees, bias, len(asked), ())
-    theirs = model.predict_proba(inputs)[:, 1]
-    difference = max(abs(ours.confidence(row) - p) for row, p in zip(inputs, theirs, strict=True))
-    assert difference < 1e-4, f"the exported trees differ by {difference}"
-    return ours
-
-
-def _node(node: np.void) -> tuple[int, float, int, int, float]:
-    if node["is_leaf"]:
-        return (LEAF, 0.0, 0, 0, round(float(node["value"]), 5))
-    return (int(node["feature_idx"]), float(node["num_threshold"]), int(node["left"]), int(node["right"]), 0.0)
-
-
-def left_out(asked: list[Asked]) -> npt.NDArray[np.float64]:
-    """Confidence of each answer by a fit that has not seen its question in any library."""
-    texts = sorted({item.question.text for item in asked})
-    fold_of = dict(zip(texts, np.random.RandomState(0).randint(0, FOLDS, len(texts)), strict=True))
-    folds = [fold_of[item.question.text] for item in asked]
-    confidences = np.zeros(len(asked))
-    for fold in range(FOLDS):
-        seen_fit = fit([item for item, its in zip(asked, folds, strict=True) if its != fold])
-        for at, item in enumerate(asked):
-            if folds[at] == fold:
-                confidences[at] = seen_fit.confidence(item.features)
-    return confidences
-
-
-def arrays(asked: list[Asked]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    return np.array([item.features for item in asked]), np.array([item.right for item in asked])
-
-
-def read_sets() -> dict[str, Knowledge]:
-    """The development sets by name, and as `shipped` all general cartridges with their own questions."""
-    sets = {}
-    for folder in sorted(DATA.glob("dev_*")):
-        facts = [
-            Fact(f"{folder.name}:{raw['id']}", folder.name, "general", raw["text"], (), None)
-            for _, raw in read_jsonl(folder / "facts.jsonl")
-        ]
-        questions = [
-            Question(raw["query"], frozenset(f"{folder.name}:{name}" for name in raw["expected"]), raw["kind"])
-            for _, raw in read_jsonl(folder / "questions.jsonl")
-        ]
-        sets[folder.name] = Knowledge(facts, questions, with_asks=False)
-    shipped = [c for c in Library(PROJECT / "cartridges").load().cartridges if c.manifest.faction == "general"]
-    questions = [Question(q.query, frozenset(q.expected), q.kind) for c in shipped for q in c.questions]
-    sets["shipped"] = Knowledge([fact for c in shipped for fact in c.facts], questions, with_asks=True)
-    return sets
-
-
-def read_questions(name: str) -> list[Question]:
+async def _asked(layer: GrainLayer | CartridgeLayer, questions: Grouped) -> list[Sample | None]:
     return [
-        Question(raw["query"], frozenset(raw["expected"]), raw["kind"])
+        sample(question, await layer.answer(Query(question.query)), traffic=group in ORDINARY, group=group)
+        for group, question in questions
+    ]
+
+
+def read_set(name: str) -> Knowledge:
+    """One development set: its facts, without ways to ask, and its questions."""
+    facts = [
+        Fact(f"{name}:{raw['id']}", name, "general", raw["text"], (), None)
+        for _, raw in read_jsonl(DATA / name / "facts.jsonl")
+    ]
+    return Knowledge(facts, [(name, question) for question in read_questions(name, prefix=f"{name}:")])
+
+
+def read_questions(name: str, prefix: str = "") -> list[Question]:
+    return [
+        Question(raw["query"], tuple(prefix + fact for fact in raw["expected"]), (), raw["kind"])
         for _, raw in read_jsonl(DATA / name / "questions.jsonl")
     ]
 
 
-def collect(sets: dict[str, Knowledge], store: VectorStore) -> dict[str, list[Asked]]:
-    """Every question in its own library; those on facts without asks also among the facts of the other such sets."""
-    runs = [(own, [(name, question) for question in own.questions]) for name, own in sets.items()]
+def shipped_library() -> Knowledge:
+    """All general cartridges with their own questions and with the sets over them."""
+    contents = Library(PROJECT / "cartridges").load()
+    facts = [fact for fact in contents.facts if fact.faction == "general"]
+    own = [(CARTRIDGES, question) for question in held_out(contents)]
+    return Knowledge(facts, own + [(name, item) for name in (*OVER_SHIPPED, JUDGE) for item in read_questions(name)])
+
+
+def collect(store: VectorStore) -> dict[str, list[Sample]]:
+    """Every question in its own library; the obscure ones on facts without asks also among each other's facts."""
+    sets = {folder.name: read_set(folder.name) for folder in sorted(DATA.glob("dev_*"))}
     # Sets on the same subject stay apart: a fact of one answers some near-misses of the other.
-    bare = {name: own for name, own in sets.items() if not own.with_asks and name not in ORDINARY}
-    pooled = Knowledge([fact for own in bare.values() for fact in own.facts], [], with_asks=False)
-    runs.append((pooled, [(name + POOLED, question) for name, own in bare.items() for question in own.questions]))
-    asked_of_all = [(name, question) for name in (*OVER_SHIPPED, JUDGE) for question in read_questions(name)]
-    runs.append((sets["shipped"], asked_of_all))
-    asked: dict[str, list[Asked]] = {layer: [] for layer in LAYERS}
-    for library, questions in runs:
-        for layer, items in ask_all(library, questions, store).items():
-            asked[layer] += items
-    return asked
+    bare = [own for name, own in sets.items() if name not in ORDINARY]
+    pooled = Knowledge(
+        [fact for own in bare for fact in own.facts], [(name + POOLED, item) for own in bare for name, item in own.questions]
+    )
+    found: dict[str, list[Sample]] = {layer: [] for layer in LAYERS}
+    for library in (*sets.values(), pooled, shipped_library()):
+        for layer, items in ask_all(library, store).items():
+            found[layer] += items
+    return found
 
 
-def table_rows(
-    layer: str, asked: list[Asked], confidences: npt.NDArray[np.float64], thresholds: dict[str, float]
-) -> list[tuple[object, ...]]:
-    _, right = arrays(asked)
-    answerable = np.array([bool(item.question.expected) for item in asked])
-    near = np.array([item.question.kind == "near_miss" for item in asked])
-    ordinary = np.array([item.group in ORDINARY for item in asked])
-    judge_ = np.array([item.group == JUDGE for item in asked])
-    alone = np.array([POOLED not in item.group for item in asked])
+def table_rows(layer: str, samples: list[Sample], confidences: Floats, fit: Calibration) -> list[tuple[object, ...]]:
+    groups = {
+        "ordinary": np.array([item.traffic for item in samples]),
+        "obscure": np.array([not item.traffic and item.group != JUDGE and POOLED not in item.group for item in samples]),
+        "imported": np.array([item.group == "dev_d" for item in samples]),
+        JUDGE: np.array([item.group == JUDGE for item in samples]),
+    }
+    right, answerable, near = (np.array([getattr(i, n) for i in samples]) for n in ("right", "answerable", "near_miss"))
     rows = []
-    for budget, threshold in thresholds.items():
-        for name, chosen in (("ordinary", ordinary), ("obscure", alone & ~ordinary & ~judge_), (JUDGE, judge_)):
+    for budget in SHOWN_BUDGETS:
+        threshold = fit.enough(layer, budget)
+        for name, chosen in groups.items():
             accepted = chosen & (confidences >= threshold)
             error = 1 - right[accepted].mean() if accepted.any() else 0.0
             coverage = right[accepted].sum() / answerable[chosen].sum()
@@ -218,53 +146,38 @@ def table_rows(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="replace kitbash_ray/calibration.json")
+    parser.add_argument("--write", action="store_true", help="replace calibration.json and held_out.npz in kitbash_ray/")
     options = parser.parse_args()
     settings = load_settings()
     store = VectorStore(open_embedder(settings), settings.cache_dir)
-    sets = read_sets()
-    asked = collect(sets, store)
-    shipped = sets["shipped"]
-    result: dict[str, Any] = {
-        "version": f"{date.today()}.{len(asked['grain'])}",
-        "exact": exact_confidence(shipped, store),
-        "layers": {},
-    }
-    rows, metrics = [], {"exact": result["exact"]}
+    asked = collect(store)
+    taught = {layer: [item for item in items if item.group != JUDGE] for layer, items in asked.items()}
+    judging = {layer: [item for item in items if item.group == JUDGE] for layer, items in asked.items()}
+    facts = shipped_library().facts
+    index = GrainIndex(build_arrays(facts, store))
+    fit, unseen = calibrate(taught, exact_matches(index, [(ask, fact.id) for fact in facts for ask in fact.asks]))
+    rows, metrics = [], {"exact": fit.exact}
     for layer in LAYERS:
-        taught = [item for item in asked[layer] if item.group != JUDGE]
-        judging = [item for item in asked[layer] if item.group == JUDGE]
-        whole = fit(taught)
-        unseen = np.array([whole.confidence(item.features) for item in judging])
-        confidences = np.concatenate([left_out(taught), unseen])
-        asked[layer] = taught + judging
-        _, right = arrays(asked[layer])
-        ordinary = np.array([item.group in ORDINARY for item in asked[layer]])
-        thresholds = {str(b): lowest_threshold(confidences[ordinary], right[ordinary], b) for b in BUDGETS}
-        layer_rows = table_rows(layer, asked[layer], confidences, thresholds)
+        judged = np.array([fit.layers[layer].confidence(item.evidence) for item in judging[layer]])
+        samples, confidences = taught[layer] + judging[layer], np.concatenate([unseen[layer], judged])
+        layer_rows = table_rows(layer, samples, confidences, fit)
         rows += layer_rows
-        bins = np.clip((confidences * 10).astype(int), 0, 9)
-        ece = sum(abs(confidences[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins))
+        metrics[f"{layer}_ece"] = round(calibration_error(confidences, np.array([item.right for item in samples])), 4)
         metrics |= {
-            f"{layer}_ece": round(float(ece), 4),
-        } | {
-            f"{layer}_{group}_{what}": float(str(row[column]))
-            for group in ("ordinary", JUDGE)
+            f"{layer}_{row[3]}_{what}": float(str(row[column]))
             for row in layer_rows
-            if row[1] == str(DEFAULT_BUDGET) and row[3] == group
+            if row[1] == DEFAULT_BUDGET and row[3] != "obscure"
             for what, column in (("right", 6), ("error", 5))
         }
-        result["layers"][layer] = {
-            "features": FEATURES, "bias": round(whole.bias, 5), "questions": whole.questions,
-            "thresholds": thresholds, "trees": whole.trees,
-        }  # fmt: skip
     print_table(
         "Held-out questions, each in its own library",
         ("layer", "budget", "threshold", "questions", "accepted", "error", "right", "near-misses"),
         rows,
     )
     if options.write:
-        SHIPPED.write_text(json.dumps(result) + "\n")
+        save_calibration(fit, SHIPPED)
+        stored = {layer: [item for item in items if item.group != CARTRIDGES] for layer, items in taught.items()}
+        save_samples(stored, SHIPPED_SAMPLES)
     finish("fit_calibration", metrics, {f"{layer}_ece": ("<=", 0.08) for layer in LAYERS})
 
 

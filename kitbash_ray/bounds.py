@@ -6,6 +6,8 @@ in Angelopoulos et al., "Learn then Test" (2021). Pure: numbers in, numbers out.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
@@ -88,7 +90,7 @@ def lowest_threshold(
 
 def _thresholds(
     confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float64]]:
     """For each threshold to test, the strictest first: answers accepted, wrong ones among them, its value."""
     order = np.argsort(-confidences, kind="stable")
     ordered, wrong = confidences[order], np.cumsum(~right[order])

@@ -1,26 +1,26 @@
 """From evidence to a probability, and from an error budget to a threshold.
 
-A calibration is fitted on held-out questions (benchmarks/fit_calibration.py) and shipped as
-calibration.json: for each layer an ensemble of small decision trees over its features whose
-sum is a log-odds (gradient boosting, monotone where the sign of a feature is known), and for
-each error budget the lowest confidence whose answers kept to it on those questions.
-Pure: numbers in, numbers out.
+A calibration is fitted on held-out questions (fitting.py, `kitbash calibrate`): for each layer
+an ensemble of small decision trees over its features whose sum is a log-odds (gradient
+boosting, monotone where the sign of a feature is known), and for each error budget the lowest
+confidence whose answers provably keep to it (bounds.py). calibration.json ships with Kitbash.
+Not here: fitting, and what the features are (knowledge/evidence.py, layers/generative.py).
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
+import msgspec
+from msgspec import Struct
+
+from kitbash_ray.bounds import Threshold
+from kitbash_ray.errors import ConfigError
 
 SHIPPED = Path(__file__).with_name("calibration.json")
-
 
 #: One node of a tree: (feature, threshold, left, right, value). A leaf has feature -1 and the value;
 #: an input at or below the threshold goes left.
@@ -28,15 +28,21 @@ Node = tuple[int, float, int, int, float]
 LEAF = -1
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCalibration:
-    """One layer's fit. `features` names the inputs in order; `thresholds` maps budget to confidence."""
+class LayerCalibration(Struct, frozen=True):
+    """One layer's fit over its `features`, in order.
+
+    `accuracy` is the share of its answers to held-out questions that are right, whatever their
+    confidence; `thresholds` go with the error budgets in rising order. A fit of a language model
+    holds for `model` only.
+    """
 
     features: tuple[str, ...]
     trees: tuple[tuple[Node, ...], ...]
     bias: float
     questions: int
-    thresholds: tuple[tuple[float, float], ...]
+    accuracy: float
+    thresholds: tuple[tuple[float, Threshold], ...]
+    model: str | None = None
 
     def confidence(self, features: Sequence[float]) -> float:
         """The probability that an answer with these features is right. Raises ValueError for another number of them."""
@@ -45,39 +51,50 @@ class LayerCalibration:
         score = self.bias + sum(_leaf(tree, features) for tree in self.trees)
         return 1 / (1 + math.exp(-max(-40.0, min(40.0, score))))
 
-    def threshold(self, max_error: float) -> float:
-        """The lowest confidence to accept; that of the next stricter budget that was fitted."""
+    def threshold(self, max_error: float) -> Threshold | None:
+        """That of the next stricter budget that was fitted, None without one."""
         fitting = [threshold for budget, threshold in self.thresholds if budget <= max_error + 1e-9]
-        return min(fitting, default=1.0)
+        return fitting[-1] if fitting else None
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """All fitted layers. `exact` is the confidence of an exact match, `version` names the fit."""
+class Calibration(Struct, frozen=True):
+    """All fitted layers. `exact` is the confidence of an exact match, and `exact_bound` its error at most;
+    `version` names the fit in every answer."""
 
     version: str
     exact: float
+    exact_bound: float
     layers: dict[str, LayerCalibration]
+
+    def enough(self, layer: str, max_error: float) -> float:
+        """The confidence from which an answer of `layer` fits the budget; 1 if none is known to."""
+        fit = self.layers.get(layer)
+        threshold = fit.threshold(max_error) if fit else None
+        if threshold and threshold.proven:
+            return threshold.value
+        return self.exact if layer == "grain" and self.exact_bound <= max_error else 1.0
+
+    def accuracy(self, layer: str) -> float:
+        """How often the layer's answers are right; half as often as not if nobody has measured."""
+        fit = self.layers.get(layer)
+        return fit.accuracy if fit else 0.5
 
 
 @cache
 def load_calibration(path: Path = SHIPPED) -> Calibration:
-    """The calibration in `path`; the one that ships with Kitbash by default."""
-    raw = json.loads(path.read_text())
-    layers = {
-        name: LayerCalibration(
-            tuple(fit["features"]),
-            tuple(
-                tuple((int(f), float(t), int(left), int(right), float(v)) for f, t, left, right, v in tree)
-                for tree in fit["trees"]
-            ),
-            fit["bias"],
-            fit["questions"],
-            tuple((float(budget), float(threshold)) for budget, threshold in fit["thresholds"].items()),
-        )
-        for name, fit in raw["layers"].items()
-    }
-    return Calibration(raw["version"], raw["exact"], layers)
+    """The calibration in `path`. Raises ConfigError when it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"The calibration {path} cannot be used ({error}): make one with `kitbash calibrate`.") from error
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    """Write it so that a reader sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(msgspec.json.encode(calibration) + b"\n")
+    partial.replace(path)
 
 
 def _leaf(tree: tuple[Node, ...], features: Sequence[float]) -> float:
@@ -86,13 +103,3 @@ def _leaf(tree: tuple[Node, ...], features: Sequence[float]) -> float:
     while feature != LEAF:
         feature, threshold, left, right, value = tree[left if features[feature] <= threshold else right]
     return value
-
-
-def lowest_threshold(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], max_error: float) -> float:
-    """The lowest confidence at and above which at most `max_error` of the answers are wrong; 1 if none."""
-    order = np.argsort(-confidences, kind="stable")
-    wrong = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
-    ordered = confidences[order]
-    last_of_its_kind = np.append(ordered[1:] != ordered[:-1], True)  # equal ones stand or fall together
-    kept = np.flatnonzero((wrong <= max_error) & last_of_its_kind)
-    return float(ordered[kept[-1]]) if len(kept) else 1.0

@@ -8,6 +8,7 @@ last one carries the Answer. Cancelling a run cancels the layers that are at wor
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -15,7 +16,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kitbash_ray.errors import LayerError, LayerTimeout, LayerUnavailable
+from kitbash_ray.consensus import agreement, cite_the_same
+from kitbash_ray.errors import KitbashError, LayerError, LayerTimeout, LayerUnavailable
 from kitbash_ray.policy import Decision, Policy, Situation
 from kitbash_ray.types import (
     Answer,
@@ -35,6 +37,11 @@ else:
     from async_timeout import timeout
 
 
+log = logging.getLogger(__name__)
+
+#: How near the meanings of two texts are, -1 to 1.
+Cosine = Callable[[str, str], Awaitable[float]]
+
 #: Hears of each event. What it returns for a `layer.started` is awaited before the layer is asked.
 Tell = Callable[[Event], Awaitable[None] | None]
 
@@ -49,13 +56,16 @@ class Cascade:
         *,
         timeouts_s: Mapping[str, float],
         max_error: float = 0.05,
+        cosine: Cosine | None = None,
     ) -> None:
+        """`cosine` tells how near the meanings of two texts are; without it only cited facts are compared."""
         self.layers = {layer.name: layer for layer in layers}
         # Asked once here: a runtime check of a protocol costs more than a lookup in layer 0.
         self._streaming = {layer.name: layer for layer in layers if isinstance(layer, StreamingLayer)}
         self._policy = policy
         self._timeouts = timeouts_s
         self._max_error = max_error
+        self._cosine = cosine
 
     async def run(self, query: Query, tell: Tell) -> Event:
         """Tell the events of `query` as they happen, but for the last, `query.finished`: it is returned.
@@ -67,7 +77,7 @@ class Cascade:
         while True:
             decision = self._policy.decide(self._situation(run))
             if decision.action != "ask":
-                return run.event("query.finished", answer=run.answer(decision, self._policy.name))
+                return run.event("query.finished", answer=run.answer(decision, self._policy))
             for name in decision.layers:
                 reason = f"{decision.rule}: {decision.reason}"
                 if settled := run.tell("layer.started", layer=name, query=query, reason=reason):
@@ -87,10 +97,29 @@ class Cascade:
 
     async def _ask(self, run: _Run, names: tuple[str, ...]) -> None:
         if len(names) == 1:
-            run.take(await self._answer(run, names[0]))
+            results = [await self._answer(run, names[0])]
         else:
-            for result in await asyncio.gather(*(self._answer(run, name) for name in names)):
-                run.take(result)
+            results = await asyncio.gather(*(self._answer(run, name) for name in names))
+        for result in results:
+            run.take(await self._compared(result, run.results))
+
+    async def _compared(self, result: LayerResult, earlier: Sequence[LayerResult]) -> LayerResult:
+        """`result` with how far it agrees with each earlier answer."""
+        answers = [other for other in earlier if other.outcome == "answered"]
+        if result.outcome != "answered" or not answers:
+            return result
+        return replace(result, agrees=tuple([(other.layer, await self._agreement(result, other)) for other in answers]))
+
+    async def _agreement(self, first: LayerResult, second: LayerResult) -> float:
+        if cite_the_same(first, second):
+            return 1.0
+        if self._cosine is None or not first.text or not second.text:
+            return 0.0
+        try:
+            return round(agreement(first.text, second.text, await self._cosine(first.text, second.text)), 4)
+        except KitbashError as error:  # a signal that is missing must not cost the answer
+            log.warning("two answers could not be compared: %s", error)
+            return 0.0
 
     async def _answer(self, run: _Run, name: str) -> LayerResult:
         """The layer's result; whatever goes wrong becomes a result too."""
@@ -175,8 +204,9 @@ class _Run:
             return None
         return self.query.deadline_s - (time.time() - self.query.asked_at)
 
-    def answer(self, decision: Decision, policy: str) -> Answer:
+    def answer(self, decision: Decision, policy: Policy) -> Answer:
         chosen = decision.result
+        sure = chosen.confidence if chosen and decision.confidence is None else decision.confidence
         accepted = decision.action == "accept" and chosen is not None
         return Answer(
             query_id=self.query.id,
@@ -184,13 +214,14 @@ class _Run:
             status=self._status(accepted),
             answer=chosen.text if accepted and chosen else None,
             layer=chosen.layer if accepted and chosen else None,
-            confidence=_rounded(chosen.confidence) if chosen else None,
+            confidence=_rounded(sure),
             sources=chosen.sources if chosen else (),
             path=tuple(self._path(decision)),
             latency_ms=round((time.perf_counter() - self._began) * 1000, 3),
             reason=decision.reason,
             candidate=chosen.text if chosen and not accepted else None,
-            policy=f"{policy}/{decision.rule}",
+            policy=f"{policy.name}/{decision.rule}",
+            calibration=policy.version,
         )
 
     def _status(self, accepted: bool) -> Status:

@@ -118,6 +118,10 @@ class Settings(BaseSettings):
     kitbash_max_error: float = Field(
         0.05, gt=0, lt=1, description="Error budget: the share of accepted answers that may be wrong"
     )
+    kitbash_calibration: Path | None = Field(
+        None,
+        description="A calibration that `kitbash calibrate` made; unset: that of KITBASH_STATE_DIR, else the one that ships",
+    )
     kitbash_query_ttl: PositiveInt = Field(86_400, description="Seconds a query stays on the blackboard")
     kitbash_feed_maxlen: PositiveInt = Field(100_000, description="Events the feed keeps")
     kitbash_state_dir: Path | None = Field(
@@ -151,6 +155,7 @@ class Settings(BaseSettings):
         "bitnet_model",
         "kobold_model",
         "log_file",
+        "kitbash_calibration",
         "kitbash_state_dir",
         "kitbash_cache_dir",
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
-from kitbash_ray.calibration import load_calibration
-from kitbash_ray.cascade import Cascade, as_stream
+from kitbash_ray.calibration import SHIPPED, Calibration, load_calibration
+from kitbash_ray.cascade import Cascade, Cosine, as_stream
 from kitbash_ray.config import Settings
+from kitbash_ray.errors import ConfigError
+from kitbash_ray.fitting import FEATURES_OF
 from kitbash_ray.knowledge.grain_index import GrainIndex
 from kitbash_ray.knowledge.index import IndexBuilder, open_builder
 from kitbash_ray.knowledge.retrieval import Retrieval
@@ -29,10 +32,28 @@ def timeouts_s(settings: Settings) -> dict[str, float]:
     }
 
 
-def cascade_over(layers: list[Layer], settings: Settings) -> Cascade:
+def open_calibration(settings: Settings) -> Calibration:
+    """The calibration of the settings: the named one, else what `kitbash calibrate` saved, else the shipped one.
+
+    Raises ConfigError for one that cannot be read or was made for other evidence.
+    """
+    saved = calibration_file(settings)
+    path = saved if settings.kitbash_calibration or saved.exists() else SHIPPED
+    found = load_calibration(path)
+    if any(fit.features != FEATURES_OF[layer] for layer, fit in found.layers.items()):
+        raise ConfigError(f"The calibration {path} is of another version of Kitbash: make a new one with `kitbash calibrate`.")
+    return found
+
+
+def calibration_file(settings: Settings) -> Path:
+    """Where `kitbash calibrate` saves."""
+    return settings.kitbash_calibration or settings.state_dir / "calibration.json"
+
+
+def cascade_over(layers: list[Layer], settings: Settings, cosine: Cosine) -> Cascade:
     """A cascade with the policy, the timeouts and the error budget of the settings."""
-    policy = policy_named(settings.kitbash_policy, load_calibration())
-    return Cascade(layers, policy, timeouts_s=timeouts_s(settings), max_error=settings.kitbash_max_error)
+    policy = policy_named(settings.kitbash_policy, open_calibration(settings))
+    return Cascade(layers, policy, timeouts_s=timeouts_s(settings), max_error=settings.kitbash_max_error, cosine=cosine)
 
 
 class Direct:
@@ -44,18 +65,19 @@ class Direct:
         version = self.builder.build(progress)
         index = GrainIndex(self.builder.grains(version))
         table = Retrieval(self.builder.table(version))
-        calibration = load_calibration()
+        calibration = open_calibration(settings)
         embedder = self.builder.embedder
+        grain = GrainLayer(index, embedder, calibration)
         self.cascade = cascade_over(
             [
-                GrainLayer(index, embedder, calibration),
-                open_bitnet(settings),
+                grain,
+                open_bitnet(settings, calibration),
                 CartridgeLayer(table, index, calibration, embedder=embedder),
-                open_kobold(settings),
+                open_kobold(settings, calibration),
             ],
             settings,
+            grain.cosine,
         )
-
         self.cartridges = index.cartridges
 
     @property

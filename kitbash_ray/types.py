@@ -26,6 +26,7 @@ EventKind = Literal[
     "layer.delta",
     "layer.finished",
     "query.finished",
+    "query.judged",
 ]
 
 #: Layer names in the order of their numbers: 0 grain, 1 bitnet, 2 cartridge, (3 is free), 4 kobold.
@@ -82,7 +83,11 @@ class Source(Struct, frozen=True, gc=False):
 
 
 class LayerResult(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What one layer said. `confidence` is a calibrated probability, or None if there is none."""
+    """What one layer said. `confidence` is a calibrated probability, or None if there is none.
+
+    `evidence` is what the confidence was made of, in the order of the layer's features.
+    `agrees` is set by the cascade: how far (0 to 1) the answer means the same as each earlier one.
+    """
 
     layer: str
     outcome: Outcome
@@ -92,6 +97,8 @@ class LayerResult(Struct, frozen=True, omit_defaults=True, gc=False):
     sources: tuple[Source, ...] = ()
     reason: str | None = None
     latency_ms: float = 0.0
+    evidence: tuple[float, ...] = ()
+    agrees: tuple[tuple[str, float], ...] = ()
 
 
 class Step(Struct, frozen=True, gc=False):
@@ -109,6 +116,7 @@ class Answer(Struct, frozen=True, gc=False):
 
     When `status` is "abstained", `answer` is None and `candidate` is the best guess, if any,
     with its `sources`. `recorded` says whether Redis had the events when the answer was made.
+    `calibration` names the fit that the confidence is from.
     """
 
     query_id: str
@@ -124,6 +132,7 @@ class Answer(Struct, frozen=True, gc=False):
     candidate: str | None = None
     policy: str | None = None
     recorded: bool = False
+    calibration: str | None = None
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -133,7 +142,10 @@ class Answer(Struct, frozen=True, gc=False):
 
 
 class Event(Struct, frozen=True, omit_defaults=True, gc=False):
-    """One thing that happened to a query. `seq` counts from 0 within the query; `at` is Unix seconds."""
+    """One thing that happened to a query. `seq` counts from 0 within the query; `at` is Unix seconds.
+
+    `right` is somebody's judgement of the answer, in `query.judged`.
+    """
 
     query_id: str
     seq: int
@@ -145,6 +157,7 @@ class Event(Struct, frozen=True, omit_defaults=True, gc=False):
     text: str | None = None
     reason: str | None = None
     answer: Answer | None = None
+    right: bool | None = None
 
 
 class Layer(Protocol):

@@ -100,6 +100,11 @@ def judge(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> tup
     return best, _features(best, question, candidates, matches, rarity)
 
 
+def rounded(features: tuple[float, ...]) -> tuple[float, ...]:
+    """The features as they are recorded: the digits that could change a confidence."""
+    return tuple(round(value, 4) for value in features)
+
+
 def measure(question: str, candidates: Sequence[Candidate], rarity: Rarity, at: int = 0) -> tuple[float, ...]:
     """The FEATURES of candidate number `at`, seen beside the others."""
     return _features(at, question, candidates, _matches(read(question), candidates, rarity), rarity)

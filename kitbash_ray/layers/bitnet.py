@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kitbash_ray.calibration import Calibration
 from kitbash_ray.config import Settings
 from kitbash_ray.engines.base import Engine
 from kitbash_ray.engines.llama_cpp import LlamaCpp
@@ -18,7 +19,7 @@ class BitnetLayer(GenerativeLayer):
         return f"Question: {query.text}\nAnswer:"
 
 
-def open_bitnet(settings: Settings) -> BitnetLayer:
+def open_bitnet(settings: Settings, calibration: Calibration) -> BitnetLayer:
     """The layer of the settings. Raises ModelError when the configured model cannot be loaded."""
     engine = None
     missing = "no model: set BITNET_MODEL to the path of a GGUF file"
@@ -26,4 +27,6 @@ def open_bitnet(settings: Settings) -> BitnetLayer:
         missing = "remote engines are not in this version: set BITNET_TYPE=local and BITNET_MODEL"
     elif settings.bitnet_model:
         engine = LlamaCpp(settings.bitnet_model, context_tokens=CONTEXT_TOKENS)
-    return BitnetLayer("bitnet", engine, missing=missing, max_tokens=settings.bitnet_max_tokens)
+    return BitnetLayer(
+        "bitnet", engine, missing=missing, max_tokens=settings.bitnet_max_tokens, fit=calibration.layers.get("bitnet")
+    )

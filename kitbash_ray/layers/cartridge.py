@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
-from kitbash_ray.knowledge.evidence import Rarity, judge
+from kitbash_ray.knowledge.evidence import Rarity, judge, rounded
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
 from kitbash_ray.knowledge.retrieval import Found, Retrieval
 from kitbash_ray.knowledge.text import read, stands_alone, tokens
@@ -39,6 +39,7 @@ class _Synthesis:
     found: tuple[Found, ...]
     confidence: float
     score: float
+    evidence: tuple[float, ...] = ()
 
 
 class CartridgeLayer:
@@ -83,6 +84,7 @@ class CartridgeLayer:
             confidence=best.confidence,
             sources=tuple((cited + rest)[: max(len(cited), HANDED_ON)]),
             reason=f"{len(found)} facts found, {len(cited)} cited",
+            evidence=best.evidence,
         )
 
     def _search(self, text: str, scope: Scope, table: Table) -> tuple[Vector, list[Found]]:
@@ -91,7 +93,7 @@ class CartridgeLayer:
 
     def _single(self, text: str, found: list[Found], rarity: Rarity) -> _Synthesis:
         best, features = judge(text, [item.candidate() for item in found], rarity)
-        return _Synthesis((found[best],), self._fit.confidence(features), found[best].cosine)
+        return _Synthesis((found[best],), self._fit.confidence(features), found[best].cosine, rounded(features))
 
     def _pair(self, text: str, vector: Vector, found: list[Found], scope: Scope, table: Table) -> _Synthesis | None:
         """A fact about each of two things: the question is asked again without the words of the one and of the other.

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from kitbash_ray.calibration import LayerCalibration
 from kitbash_ray.engines.base import Engine
 from kitbash_ray.types import LayerResult, Query, Source
 
@@ -14,11 +15,39 @@ from kitbash_ray.types import LayerResult, Query, Source
 DECLINES = re.compile(r"(i don't know|i do not know|i'm not sure|unknown\W*$)", re.IGNORECASE)
 
 
+#: What a confidence in generated text is made of; log-probabilities are natural ones.
+TOKEN_FEATURES = (
+    "mean_logprob",  # of all tokens
+    "lowest_logprob",  # of the least expected one
+    "first_logprob",  # of the first
+    "tokens",  # how many, of sixty-four
+)
+TOKENS_FOR = frozenset({"mean_logprob", "lowest_logprob", "first_logprob"})
+
+
+def token_evidence(logprobs: list[float]) -> tuple[float, ...]:
+    """The TOKEN_FEATURES of a text; none of one whose engine told no probabilities."""
+    if not logprobs:
+        return ()
+    mean = sum(logprobs) / len(logprobs)
+    return tuple(round(value, 4) for value in (mean, min(logprobs), logprobs[0], min(len(logprobs), 64) / 64))
+
+
 class GenerativeLayer:
     """Answers with a text engine; without one it abstains and says how to configure it."""
 
-    def __init__(self, name: str, engine: Engine | None, *, missing: str, max_tokens: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: Engine | None,
+        *,
+        missing: str,
+        max_tokens: int,
+        fit: LayerCalibration | None = None,
+    ) -> None:
+        """A `fit` that was made with another model is not used."""
         self.name = name
+        self._fit = fit if fit and engine and fit.model == engine.name else None
         self.engine = engine
         self._missing = missing
         self._max_tokens = max_tokens
@@ -74,13 +103,15 @@ class GenerativeLayer:
             return LayerResult(self.name, "abstained", reason="the model said nothing")
         if DECLINES.match(text.replace("’", "'")):
             return LayerResult(self.name, "abstained", reason="the model does not know")
-        # The geometric mean of the tokens' probabilities: raw evidence, no confidence.
-        score = math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
+        evidence = token_evidence(logprobs)
         return LayerResult(
             self.name,
             "answered",
             text=text,
-            score=score,
+            # The geometric mean of the tokens' probabilities: raw evidence, no confidence.
+            score=math.exp(sum(logprobs) / len(logprobs)) if logprobs else None,
+            confidence=self._fit.confidence(evidence) if self._fit and evidence else None,
             sources=sources,
-            reason="not calibrated for this model: no confidence stated",
+            reason=None if self._fit else "not calibrated for this model: no confidence stated",
+            evidence=evidence,
         )

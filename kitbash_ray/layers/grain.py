@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
-from kitbash_ray.knowledge.evidence import judge
+from kitbash_ray.knowledge.evidence import judge, rounded
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
 from kitbash_ray.knowledge.text import read, stands_alone
 from kitbash_ray.types import LayerResult, Query, Source
@@ -49,9 +49,15 @@ class GrainLayer:
         best, features = judge(text, [hit.candidate() for hit in found], index.rarity)
         confidence = self._calibration.layers[self.name].confidence(features)
         hit = found[best]
-        return self._said(replace(hit.grain.source, score=round(hit.cosine, 4)), confidence, f"nearest: {hit.nearest!r}")
+        source = replace(hit.grain.source, score=round(hit.cosine, 4))
+        return self._said(source, confidence, f"nearest: {hit.nearest!r}", rounded(features))
 
-    def _said(self, source: Source, confidence: float, reason: str) -> LayerResult:
+    async def cosine(self, first: str, second: str) -> float:
+        """How near the meanings of two texts are, by the embedder of the index."""
+        vectors = await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.embed, [first, second])
+        return float(vectors[0] @ vectors[1])
+
+    def _said(self, source: Source, confidence: float, reason: str, evidence: tuple[float, ...] = ()) -> LayerResult:
         return LayerResult(
             self.name,
             "answered",
@@ -60,4 +66,5 @@ class GrainLayer:
             confidence=confidence,
             sources=(source,),
             reason=reason,
+            evidence=evidence,
         )

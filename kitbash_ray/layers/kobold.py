@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kitbash_ray.calibration import Calibration
 from kitbash_ray.config import Settings
 from kitbash_ray.engines.base import Engine
 from kitbash_ray.engines.llama_cpp import LlamaCpp
@@ -30,7 +31,7 @@ class KoboldLayer(GenerativeLayer):
         return engine.render(SYSTEM, "\n\n".join(part for part in parts if part))
 
 
-def open_kobold(settings: Settings) -> KoboldLayer:
+def open_kobold(settings: Settings, calibration: Calibration) -> KoboldLayer:
     """The layer of the settings. Raises ModelError when the configured model cannot be loaded."""
     engine = None
     missing = "no model: set KOBOLD_MODEL to the path of a GGUF file"
@@ -38,4 +39,6 @@ def open_kobold(settings: Settings) -> KoboldLayer:
         missing = "remote engines are not in this version: set KOBOLD_TYPE=local and KOBOLD_MODEL"
     elif settings.kobold_model:
         engine = LlamaCpp(settings.kobold_model, context_tokens=settings.kobold_context, gpu_layers=settings.kobold_gpu_layers)
-    return KoboldLayer("kobold", engine, missing=missing, max_tokens=settings.kobold_max_tokens)
+    return KoboldLayer(
+        "kobold", engine, missing=missing, max_tokens=settings.kobold_max_tokens, fit=calibration.layers.get("kobold")
+    )

@@ -65,12 +65,12 @@ def cartridge(knowledge: tuple[GrainIndex, Retrieval], embedder: Embedder) -> Ca
 
 @pytest.fixture
 def bitnet(tiny_gguf: Path) -> BitnetLayer:
-    return open_bitnet(load_settings(bitnet_model=tiny_gguf, bitnet_max_tokens=8))
+    return open_bitnet(load_settings(bitnet_model=tiny_gguf, bitnet_max_tokens=8), load_calibration())
 
 
 @pytest.fixture
 def kobold(tiny_gguf: Path) -> KoboldLayer:
-    return open_kobold(load_settings(kobold_model=tiny_gguf, kobold_max_tokens=8))
+    return open_kobold(load_settings(kobold_model=tiny_gguf, kobold_max_tokens=8), load_calibration())
 
 
 @pytest.fixture
@@ -90,12 +90,12 @@ def streaming() -> ScriptedStreamingLayer:
 
 @pytest.fixture
 def bitnet_without_model() -> BitnetLayer:
-    return open_bitnet(load_settings())
+    return open_bitnet(load_settings(), load_calibration())
 
 
 @pytest.fixture
 def kobold_without_model() -> KoboldLayer:
-    return open_kobold(load_settings())
+    return open_kobold(load_settings(), load_calibration())
 
 
 NAMES = {
@@ -200,7 +200,7 @@ async def test_a_fact_answers_what_it_is_asked_for(name: str, asked: str, fact_i
 @pytest.mark.parametrize("asked", ["who won the football match", "how long is the Amazon", "what is RNA interference"])
 async def test_what_no_fact_says_is_not_answered_with_confidence(name: str, asked: str, request: pytest.FixtureRequest) -> None:
     result = await request.getfixturevalue(name).answer(Query(asked))
-    threshold = load_calibration().layers[name].threshold(0.05)
+    threshold = load_calibration().enough(name, 0.05)
     assert result.outcome == "abstained" or result.confidence < threshold
 
 
@@ -304,7 +304,7 @@ def of_layer_2(*sources: Source) -> LayerResult:
     ],
 )
 async def test_a_layer_that_is_not_configured_says_how_to_configure_it(opened, given: dict[str, str], advice: str) -> None:
-    layer = opened(load_settings(**given))
+    layer = opened(load_settings(**given), load_calibration())
     result = await layer.answer(Query("What is ATP?"))
     assert result.outcome == "abstained"
     assert advice in result.reason
@@ -314,7 +314,7 @@ async def test_a_layer_that_is_not_configured_says_how_to_configure_it(opened, g
 @pytest.mark.parametrize("opened", [open_bitnet, open_kobold])
 def test_a_configured_model_that_is_not_there_is_an_error(opened) -> None:
     with pytest.raises(ModelError, match="There is no model file"):
-        opened(load_settings(bitnet_model="nowhere.gguf", kobold_model="nowhere.gguf"))
+        opened(load_settings(bitnet_model="nowhere.gguf", kobold_model="nowhere.gguf"), load_calibration())
 
 
 @pytest.mark.parametrize("name", ["bitnet", "kobold"])
@@ -388,3 +388,10 @@ async def test_closing_a_layers_stream_frees_its_model(kobold: KoboldLayer) -> N
     await anext(stream)
     await stream.aclose()
     assert await asyncio.wait_for(kobold.answer(Query("What is ATP?")), 10) == expected
+
+
+@pytest.mark.parametrize("name", ["grain", "cartridge"])
+async def test_a_confidence_comes_with_the_evidence_it_was_made_of(name: str, request: pytest.FixtureRequest) -> None:
+    result = await request.getfixturevalue(name).answer(Query("what gives a cell its energy"))
+    fit = load_calibration().layers[name]
+    assert fit.confidence(result.evidence) == pytest.approx(result.confidence, abs=0.02)

@@ -35,7 +35,7 @@ async def open_orchestrator(open_recorder: OpenRecorder) -> AsyncIterator[Open]:
 
     def opens(url: str, *layers: Layer, timeout: float = 60.0) -> Orchestrator:
         clients.append(redis_client(url))
-        policy = Calibrated(Calibration("test", 1.0, {}))
+        policy = Calibrated(Calibration("test", 1.0, 1.0, {}))
         cascade = Cascade(layers, policy, timeouts_s={layer.name: timeout for layer in layers})
         return Orchestrator(cascade, open_recorder(url), Blackboard(clients[-1]), Feed(clients[-1]))
 

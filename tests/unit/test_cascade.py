@@ -26,6 +26,7 @@ class Sure:
     """Accepts the first confidence of 0.9; abstains when nobody is left."""
 
     name = "sure"
+    version: str | None = "fitted"
 
     def decide(self, seen: Situation) -> Decision:
         last = seen.results[-1] if seen.results else None
@@ -329,3 +330,36 @@ async def test_questions_run_side_by_side_without_meeting() -> None:
     made = cascade(EchoLayer("kobold"))
     answers = await asyncio.gather(*(answer_of(made, Query(f"question {n}")) for n in range(50)))
     assert [answer.answer for answer in answers] == [f"question {n}" for n in range(50)]
+
+
+async def test_an_answer_names_the_calibration_it_goes_by() -> None:
+    answer = await answer_of(cascade(ScriptedLayer("a", said("a", 0.95))))
+    assert (answer.policy, answer.calibration) == ("sure/good", "fitted")
+
+
+async def test_a_result_says_how_far_it_agrees_with_each_earlier_answer() -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def cosine(first: str, second: str) -> float:
+        asked.append((first, second))
+        return 0.65
+
+    other = replace(said("b", 0.2, "words"), sources=(replace(SOURCE, fact_id="bio:other"),))
+    layers = [
+        ScriptedLayer("a", said("a", 0.1, "one thing")),
+        ScriptedLayer("b", other),
+        ScriptedLayer("off", LayerResult("off", "abstained")),
+        ScriptedLayer("c", said("c", 0.3, "another thing")),
+    ]
+    made = Cascade(layers, Sure(), timeouts_s={}, cosine=cosine)
+    results = {event.layer: event.result for event in await events_of(made) if event.result}
+    agrees = {layer: dict(result.agrees) for layer, result in results.items() if result}
+    assert agrees == {"a": {}, "b": {"a": 0.5}, "off": {}, "c": {"a": 1.0, "b": 0.5}}
+    # answers that cite one fact are not compared by meaning
+    assert asked == [("words", "one thing"), ("another thing", "words")]
+
+
+async def test_without_a_model_of_meaning_only_cited_facts_agree() -> None:
+    other = replace(said("b", 0.2), sources=(replace(SOURCE, fact_id="bio:other"),))
+    made = cascade(ScriptedLayer("a", said("a", 0.1)), ScriptedLayer("b", other))
+    assert [dict(event.result.agrees) for event in await events_of(made) if event.result] == [{}, {"a": 0.0}]
