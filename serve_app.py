@@ -32,7 +32,7 @@ from actors.orchestrator import Orchestrator
 from kitbash_ray import __version__
 from kitbash_ray.config import Settings, load_settings
 from kitbash_ray.errors import InvalidQuery, StoreError
-from kitbash_ray.http_types import ErrorOut, QueryIn
+from kitbash_ray.http_types import ErrorOut, FeedbackIn, QueryIn
 from kitbash_ray.knowledge.grain_index import known_cartridges
 from kitbash_ray.token import ensure_token
 from kitbash_ray.types import LAYER_NUMBERS, Answer, Event, Query, encode
@@ -100,16 +100,16 @@ def refusal(status: int, message: str, kind: str = "invalid_request") -> Respons
     return JSONResponse({"error": {"message": message, "type": kind}}, status_code=status)
 
 
-async def read_query(request: Request) -> QueryIn:
-    """The question in the body. Raises HTTPException or ValidationError."""
+async def read_body(request: Request, example: str) -> bytes:
+    """The body. Raises HTTPException when it is empty or too large."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
             raise HTTPException(413, f"The body is larger than {MAX_BODY >> 20} MiB.")
     if not body:
-        raise HTTPException(400, 'The body is empty; send {"query": "..."}.')
-    return QueryIn.model_validate_json(bytes(body))
+        raise HTTPException(400, f"The body is empty; send {example}.")
+    return bytes(body)
 
 
 def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> ASGIApp:
@@ -133,7 +133,7 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
             refused = refusal(429, "Too many questions at once; try again in a second.", "overloaded")
             refused.headers["Retry-After"] = "1"
             return refused
-        query = (await read_query(request)).to_query()
+        query = QueryIn.model_validate_json(await read_body(request, '{"query": "..."}')).to_query()
         known_cartridges(query, orchestrator.cartridges())
         return query
 
@@ -169,12 +169,30 @@ def add_blackboard(http: FastAPI, orchestrator: Orchestrator) -> None:
         found = await orchestrator.blackboard.events(asked_id(request))
         return Response(b"[" + b",".join(map(encode, found)) + b"]", media_type=JSON) if found else unknown(request)
 
-    @http.router.get("/v1/feed", summary="Every event of all queries as it happens (SSE)")
+    verdict = {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(FeedbackIn.model_json_schema())}}}}
+
+    @http.router.post(
+        "/v1/queries/{query_id}/feedback",
+        responses=REFUSALS,
+        openapi_extra=query_id | verdict,
+        summary="Say whether an answer was right",
+    )
+    async def feedback(request: Request) -> Response:
+        given = FeedbackIn.model_validate_json(await read_body(request, '{"right": true}'))
+        if not await orchestrator.judge(asked_id(request), given.right):
+            return refusal(404, f"There is no answer to {request.path_params['query_id'][:80]!r} (any more).", "not_found")
+        return JSONResponse({"status": "ok"})
+
+    @http.router.get("/v1/feed", summary="Every event of all queries as it happens (SSE); `follow=false`: those that are there")
     async def feed(request: Request) -> Response:
         after = request.headers.get("last-event-id") or request.query_params.get("after") or "$"
         if not FEED_POSITION.fullmatch(after):
             return refusal(400, "`after` is the id of an event of the feed, `0` or `$`.")
-        return EventStream(feed_lines(orchestrator, after))
+        follow = request.query_params.get("follow", "true")
+        if follow not in ("true", "false"):
+            return refusal(400, "`follow` is true or false.")
+        await orchestrator.recorder.flush()
+        return EventStream(feed_lines(orchestrator, after, follow == "true"))
 
     @http.router.get("/v1/layers", summary="The layers: where they run and how they are")
     async def layers(request: Request) -> Response:
@@ -305,9 +323,11 @@ async def event_lines(orchestrator: Orchestrator, query: Query) -> AsyncGenerato
             yield _sse_event(event, str(event.seq))
 
 
-async def feed_lines(orchestrator: Orchestrator, after: str) -> AsyncGenerator[bytes, None]:
+async def feed_lines(orchestrator: Orchestrator, after: str, follow: bool) -> AsyncGenerator[bytes, None]:
     try:
-        async with aclosing(orchestrator.feed.follow(after)) as entries:
+        source: AsyncGenerator[tuple[str, Event] | None, None]
+        source = orchestrator.feed.follow(after) if follow else orchestrator.feed.so_far(after)
+        async with aclosing(source) as entries:
             yield b": the feed\n\n"
             async for entry in entries:
                 # A comment keeps proxies awake and makes a vanished client noticeable.

@@ -76,6 +76,21 @@ class Orchestrator:
             self.in_flight -= 1
         return last
 
+    async def judge(self, query_id: str, right: bool) -> bool:
+        """Record that somebody found an answer right or wrong; False if there is no such answer."""
+        await self.recorder.flush()
+        known = await self.blackboard.query(query_id)
+        if known is None or known.answer is None or known.answer.status != "answered":
+            return False
+        now = time.time()
+        # Milliseconds number judgements after everything that happened before them.
+        judged = Event(
+            query_id, int(now * 1000), now, "query.judged", layer=known.answer.layer, answer=known.answer, right=right
+        )
+        self.recorder.append(judged)
+        await self.recorder.flush()
+        return True
+
     def cartridges(self) -> tuple[str, ...]:
         """Names of the cartridges that can answer now."""
         grain: Any = self.cascade.layers.get("grain")

@@ -43,7 +43,7 @@ SHOWN_BUDGETS = (0.01, 0.02, DEFAULT_BUDGET, 0.1)
 DATA = Path(__file__).with_name("data")
 POOLED = "+others"
 #: Ordinary questions over the shipped cartridges.
-OVER_SHIPPED = ("ordinary", "everyday")
+OVER_SHIPPED = ("ordinary", "everyday", "asked_a", "asked_b", "asked_c")
 #: Never fitted, never used to choose anything: it tells how good the rest is.
 JUDGE = "newcomer"
 ORDINARY = frozenset({"dev_d", *OVER_SHIPPED})

@@ -1,7 +1,7 @@
 """The state of every query and actor in Redis, readable by any process.
 
     key                              type                what                          life
-    kitbash:query:{id}               hash                state, text, times, answer    24 h
+    kitbash:query:{id}               hash                state, times, answer, verdict 24 h
     kitbash:query:{id}:{layer}:request  string, JSON     what a layer was asked        24 h
     kitbash:query:{id}:{layer}:result   string, JSON     what it said                  24 h
     kitbash:query:{id}:events        stream              that query's events           24 h
@@ -53,7 +53,7 @@ def actor_key(name: str) -> str:
 
 
 class QueryState(Struct, frozen=True):
-    """What the blackboard says of a query. Times are Unix seconds."""
+    """What the blackboard says of a query. Times are Unix seconds; `judged` is "right" or "wrong" once somebody said so."""
 
     query_id: str
     state: str
@@ -62,6 +62,7 @@ class QueryState(Struct, frozen=True):
     finished_at: float | None = None
     layer: str | None = None
     answer: Answer | None = None
+    judged: str | None = None
 
 
 def operations(events: Sequence[Event], *, level: str) -> bytes:
@@ -97,6 +98,8 @@ def _fold(fields: dict[bytes, bytes], event: Event) -> None:
         fields[b"asked_at"] = b"%r" % event.query.asked_at
     elif event.kind == "layer.started" and event.layer:
         fields[b"layer"] = event.layer.encode()
+    elif event.right is not None:
+        fields[b"judged"] = b"right" if event.right else b"wrong"
     elif event.answer:
         fields[b"state"] = event.answer.status.encode()
         fields[b"finished_at"] = b"%r" % event.at
@@ -107,6 +110,8 @@ def passes(event: Event, level: str) -> bool:
     """Whether the feed keeps `event` at `level`."""
     if event.kind == "layer.delta":
         severity = "debug"
+    elif event.right is not None:
+        severity = "info" if event.right else "warning"
     elif event.result and event.result.outcome in ("failed", "timeout"):
         severity = "error"
     elif event.answer and event.answer.status != "answered":
@@ -136,6 +141,7 @@ class Blackboard:
             finished_at=float(found["finished_at"]) if "finished_at" in found else None,
             layer=found.get("layer"),
             answer=decode(Answer, found["answer"]) if "answer" in found else None,
+            judged=found.get("judged"),
         )
 
     async def events(self, query_id: str) -> list[Event]:

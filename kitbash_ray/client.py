@@ -64,9 +64,13 @@ class Kitbash:
         body = _body(query, history, factions, cartridges, max_error, timeout_s)
         return self._events("POST", "/v1/query/stream", body)
 
-    def feed(self, after: str = "$") -> Iterator[Event]:
-        """Every event of all questions from now on (`after="0"`: from the oldest kept). Does not end."""
-        return self._events("GET", f"/v1/feed?after={after}", None)
+    def feed(self, after: str = "$", *, follow: bool = True) -> Iterator[Event]:
+        """Every event of all questions from now on (`after="0"`: from the oldest kept). Ends only without `follow`."""
+        return self._events("GET", f"/v1/feed?after={after}&follow={str(follow).lower()}", None)
+
+    def feedback(self, query_id: str, right: bool) -> None:
+        """Say whether an answer was right. Raises ClientError when there is none (any more)."""
+        self._call("POST", f"/v1/queries/{query_id}/feedback", {"right": right})
 
     def layers(self) -> list[dict[str, Any]]:
         """The layers with their device, state and load."""

@@ -79,6 +79,8 @@ class Direct:
             grain.cosine,
         )
         self.cartridges = index.cartridges
+        self.index = index
+        self.cosine = grain.cosine
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -44,6 +44,19 @@ class Feed:
                     last = entry_id.decode()
                     yield last, decode(Event, fields[b"event"])
 
+    async def so_far(self, after: str = "0") -> AsyncGenerator[tuple[str, Event], None]:
+        """Events after the id `after` that are there now, with their ids. Raises StoreError."""
+        while True:
+            try:
+                entries: Any = await self._redis.xrange(FEED, min=f"({after}" if after != "0" else "-", count=READ_EVENTS)
+            except (RedisError, OSError) as error:
+                raise StoreError(f"Redis does not answer: {error}") from error
+            for entry_id, fields in entries:
+                after = entry_id.decode()
+                yield after, decode(Event, fields[b"event"])
+            if len(entries) < READ_EVENTS:
+                return
+
     async def _newest(self) -> str:
         """The id of the newest event. Reading after `$` anew would miss what came between two reads."""
         try:

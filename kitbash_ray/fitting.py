@@ -59,11 +59,14 @@ class Sample(Struct, frozen=True):
     group: str
 
 
-def sample(question: Question, said: LayerResult, *, traffic: bool, group: str) -> Sample | None:
-    """What `said` teaches; None when it has no evidence, or nobody knows whether it is right."""
+def sample(question: Question, said: LayerResult, *, traffic: bool, group: str, right: bool | None = None) -> Sample | None:
+    """What `said` teaches; None when it has no evidence, or nobody knows whether it is right.
+
+    `right` is for whoever can tell better than by the facts that are cited.
+    """
     if said.outcome != "answered" or not said.evidence:
         return None
-    right = question.right(said)
+    right = question.right(said) if right is None else right
     if question.refused and not (said.sources and said.sources[0].fact_id == question.refused):
         return None
     key = int.from_bytes(hashlib.blake2b(question.query.encode(), digest_size=7).digest(), "big")

@@ -61,6 +61,14 @@ class QueryIn(BaseModel):
         )
 
 
+class FeedbackIn(BaseModel):
+    """What somebody thinks of an answer."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"right": False}]})
+
+    right: bool = Field(description="Whether the answer was right.")
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: str

@@ -52,10 +52,10 @@ class _Line(Question, frozen=True, forbid_unknown_fields=True):
 
 
 def cited(text: str, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    """The sources that `text` cites by number; the first one if it cites none."""
+    """The sources that `text` cites by number; if it cites none, those that it quotes whole."""
     numbers = [int(number) for number in _CITED.findall(text)]
     found = tuple(sources[number - 1] for number in numbers if 0 < number <= len(sources))
-    return found or sources[:1]
+    return found or tuple(source for source in sources if source.text in text)
 
 
 def read_questions(path: Path) -> list[Question]:

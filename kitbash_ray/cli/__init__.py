@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from kitbash_ray.cli import ask, cartridge, chat, cluster, demo, exits
+from kitbash_ray.cli import ask, calibrate, cartridge, chat, cluster, demo, evaluate, exits, record
 from kitbash_ray.cli.console import errors
 from kitbash_ray.errors import KitbashError
 
@@ -30,6 +30,12 @@ app.command()(cluster.status)
 app.command()(ask.ask)
 app.command()(chat.chat)
 app.command()(cluster.feed)
+app.command()(record.why)
+app.command()(record.replay)
+app.command()(record.feedback)
+app.command("report")(record.show_report)
+app.command("eval")(evaluate.evaluate)
+app.command()(calibrate.calibrate)
 app.command()(demo.demo)
 app.add_typer(cartridge.app, name="cartridge")
 

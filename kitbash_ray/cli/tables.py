@@ -51,6 +51,8 @@ def event_line(event: Event) -> str:
 
 def about(event: Event) -> str:
     """What an event says, in a few words."""
+    if event.right is not None:
+        return f"the answer is {'right' if event.right else 'wrong'}"
     if event.answer:
         return f"{event.answer.status} in {event.answer.latency_ms:.2f} ms"
     if event.result:
