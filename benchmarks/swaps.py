@@ -1,0 +1,1 @@
+KINDS = ("entity", "number", "negation", "opposite", "unit", "subset", "superset", "property")
