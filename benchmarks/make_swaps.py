@@ -70,7 +70,9 @@ PROPERTIES = (
 )
 _NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])")
 _NUMBER_WORD = re.compile(rf"\b({'|'.join(word for word in NUMBER_WORDS if word not in ('one', 'zero'))})\b", re.IGNORECASE)
-_ASKED = re.compile(r"^((?:which|what|who)\b.*? (?:is|are|was|were|can|should|may|must)|how (?:do|can) I|what (?:is|are))\b", re.IGNORECASE)
+_ASKED = re.compile(
+    r"^((?:which|what|who)\b.*? (?:is|are|was|were|can|should|may|must)|how (?:do|can) I|what (?:is|are))\b", re.IGNORECASE
+)
 _DOES = re.compile(r"^((?:which|what) (?:\w+ )?\w+) (\w{3,}?)s\b(?= )", re.IGNORECASE)
 _NOT = re.compile(r"\b(not|never|without|no)\b ?", re.IGNORECASE)
 
