@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kitbash_ray.knowledge.text import Words, opposites, question_kind, read
+from kitbash_ray.knowledge.quantities import quantity_unsaid
+from kitbash_ray.knowledge.text import Words, opposites, question_kind, read, scope_words
 
 #: Of a stem: 0 for one that every fact has, near 1 for one that none has.
 Rarity = Callable[[str], float]
@@ -56,6 +57,14 @@ FEATURES = (
     "three_nearest",  # mean cosine of the three nearest of the fact and its ways to ask
     "spread",  # cosine over that mean: one way to ask alone is near
     "words",  # words in the question, of thirty
+    "ask_negated",  # the question is negated and the nearest way to ask is not, or the other way round
+    "ask_opposite",  # the question says the opposite of a word of the nearest way to ask
+    "scope_added",  # words like only, all, first or least that are in the question, not in the way to ask, of two
+    "scope_dropped",  # and the other way round
+    "quantity_unsaid",  # it wants a time, a mass, a price, ..., of which the fact says nothing
+    "ask_uncovered",  # rarity of the rarest content word that the nearest way to ask lacks
+    "two_uncovered",  # rarity of the second rarest word that the fact lacks
+    "ask_numbers",  # the question and the nearest way to ask name different numbers
 )
 
 #: Features that can only speak for an answer, or only against it; a fit must respect that.
@@ -64,7 +73,8 @@ ALWAYS_AGAINST = frozenset(
     {
         "uncovered", "numbers_differ", "negation_differs", "names_differ", "wrong_kind", "unexplained",
         "one_word_off",
-        "opposite", "contradicted", "swapped", "kind_unasked",
+        "opposite", "contradicted", "swapped", "kind_unasked", "ask_negated", "ask_opposite", "scope_added",
+        "quantity_unsaid", "ask_uncovered", "two_uncovered", "ask_numbers",
     }
 )  # fmt: skip
 
@@ -168,6 +178,24 @@ def _features(
         max((_overlap(weights, read(ask).content, rarity) for ask in candidate.asks), default=0.0),
         *_of_all_texts(candidate, best_other),
         min(len(question.split()), 30) / 30,
+        *_beside_nearest(question, candidate),
+        max((weight for stem, weight in weights.items() if stem not in nearest.content), default=0.0),
+        sorted((0.0, 0.0, *(weight for stem, weight in weights.items() if stem not in has)))[-2],
+        float(asked.numbers != nearest.numbers),
+    )
+
+
+def _beside_nearest(question: str, candidate: Candidate) -> tuple[float, float, float, float, float]:
+    """The features `ask_negated` to `quantity_unsaid`."""
+    asked, nearest = read(question), read(candidate.nearest)
+    added = scope_words(question) - scope_words(candidate.nearest)
+    turned = {stem for stem in asked.content if stem not in nearest.content and opposites(stem) & set(nearest.content)}
+    return (
+        float(asked.negated != nearest.negated),
+        float(bool(turned)),
+        min(len(added), 2) / 2,
+        min(len(scope_words(candidate.nearest) - scope_words(question)), 2) / 2,
+        float(quantity_unsaid(question, candidate.text)),
     )
 
 

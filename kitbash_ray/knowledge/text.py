@@ -51,7 +51,8 @@ increase/decrease increase/reduce raise/lower rise/fall high/low higher/lower hi
 warm/cool fast/slow faster/slower fastest/slowest begin/end start/stop start/end first/last maximum/minimum max/min
 deep/shallow deepest/shallowest large/small larger/smaller largest/smallest big/small biggest/smallest long/short
 longer/shorter longest/shortest heavy/light heaviest/lightest heavier/lighter tallest/shortest oldest/youngest old/new
-early/late earliest/latest near/far nearest/farthest best/worst strong/weak strongest/weakest strong/mild thick/thin wide/narrow inside/outside
+early/late earliest/latest near/far nearest/farthest best/worst cheapest/dearest
+simplest/hardest easiest/hardest easy/hard simple/complex largest/least most/least newest/oldest strong/weak strongest/weakest strong/mild thick/thin wide/narrow inside/outside
 internal/external input/output import/export encode/decode encrypt/decrypt compress/decompress open/close enable/disable
 acid/base acidic/basic acidic/alkaline positive/negative oxidation/reduction oxidize/reduce exothermic/endothermic
 synchronous/asynchronous male/female north/south east/west northern/southern eastern/western parallel/series push/pull
@@ -64,6 +65,13 @@ sympathetic/parasympathetic prokaryote/eukaryote prokaryotic/eukaryotic saturate
 catabolic/anabolic monocot/dicot predator/prey liquid/gas solid/liquid boiling/melting boiling/freezing buy/sell
 lock/unlock mount/unmount install/uninstall attach/detach connect/disconnect visible/invisible mutable/immutable
 """
+#: Words that say how much of something is meant: a part, the whole, the extreme, one of a row.
+SCOPE_WORDS = frozenset(
+    """all any both each entire every everything nothing only whole total sum altogether together part parts half some
+    most least less more fewer fewest first last next previous final earlier later before after until since except
+    besides other another instead else always sometimes average mean median per minimum maximum single several
+    exactly without within during""".split()
+)
 #: Prefixes that turn a word into its opposite.
 OPPOSING_PREFIXES = ("non", "un", "in", "dis", "anti", "de")
 NUMBER_WORDS = {
@@ -74,6 +82,12 @@ NUMBER_WORDS = {
     )
 } | {"thirty": "30", "forty": "40", "fifty": "50", "hundred": "100", "thousand": "1000"}
 
+_ORDINALS = {
+    word: str(number)
+    for number, word in enumerate(
+        "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth".split(), 3
+    )
+} | {"twentieth": "20", "hundredth": "100", "thousandth": "1000"}
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)*[+#]*|\d+")
 _LETTER, _DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
 _WORD = re.compile(r"[^\W_][\w+#'-]*")
@@ -139,6 +153,12 @@ def read(text: str) -> Words:
     )
     signs = frozenset() if text.isascii() else frozenset(char for char in text if char in _SIGNS)
     return Words(content, numbers | spelled | signs, any(word in NEGATIONS for word in words), _names(text))
+
+
+@lru_cache(maxsize=65536)
+def scope_words(text: str) -> frozenset[str]:
+    """Of `text`, the words that say how much of something is meant, and ordinals."""
+    return frozenset(word for word in tokens(text) if word in SCOPE_WORDS or word in _ORDINALS)
 
 
 @lru_cache(maxsize=65536)
