@@ -29,22 +29,17 @@ FEATURES = (
     "no_sums",  # no sum is worked out
     "words_a_sum",  # words of the answer for each sum, of twenty
     "unworked",  # share of the numbers in the text that belong to no sum
-    "sums_a_given",  # sums for each number of the question
     "unused_given",  # share of the question's numbers that no sum uses
     "unnamed_given",  # share of them that the text does not name at all
-    "largest_unused",  # the largest of them is not used
     "repeated_given",  # numbers that the question has more than once, of three
     "reused_given",  # times that sums use a number more often than the question has it, of five
-    "reused_result",  # times that sums use a result again, of three
     "dangling",  # results that no later sum uses, of three
     "foreign",  # terms that neither the question nor an earlier step gives, of three
     "against",  # "3 fewer than" added, or "3 more than" taken away, of two
     "unheeded",  # twice, half, a third, a dozen, ...: said by the question, used by no sum, of two
     "doubts",  # words of doubt or of a new start, of two
     "rounds",  # words of rounding, of two
-    "shares_asked",  # percents and fractions in the question, of three
     "question_words",  # logarithm of the words of the question
-    "answer_words",  # words of the answer, of a hundred
 )
 
 #: Longest sum that is read: what is longer is no arithmetic, and this bounds how deep the parser goes.
@@ -80,7 +75,6 @@ _DOUBT = re.compile(
     re.IGNORECASE,
 )
 _ROUNDING = re.compile(r"\b(round\w*|whole number|fraction of|nearest|approximately|about)\b", re.IGNORECASE)
-_SHARE = re.compile(r"%|\bpercent\w*|\d/\d|\b(half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|tenths?)\b", re.IGNORECASE)
 _MORE = r"more|older|taller|longer|heavier|greater|higher|bigger|larger|faster|extra|additional|further"
 _LESS = r"less|fewer|younger|shorter|lighter|lower|smaller|slower|cheaper"
 _COMPARED = re.compile(
@@ -119,24 +113,19 @@ def measure(question: str, answer: str) -> tuple[float, ...]:
     terms = [term for step in steps for term in step.terms]
     said = _numbers(_NOTE.sub(" ", answer.partition("####")[0]))
     unused = [number for number in given if not _any_near(_readings(number), terms)]
-    largest = max(given, default=0.0)
     words = len(answer.split())
     return (
-        *_of_final(steps, last, said, largest),
+        *_of_final(steps, last, said, max(given, default=0.0)),
         float(any(not step.holds for step in steps)),
         float(not steps),
         min(words / max(1, len(steps)) / 20, 3.0),
         _share(said, lambda number: not _any_near((number,), [*terms, *(step.stated for step in steps)])),
-        min(len(steps) / max(1, len(given)), 3.0),
         len(unused) / max(1, len(given)),
         _share(given, lambda number: not _any_near((number,), _numbers(answer))),
-        float(bool(given) and not _any_near((largest,), terms)),
         *_of_use(question, steps, given),
         _capped(len(_DOUBT.findall(answer)), 2),
         _capped(len(_ROUNDING.findall(answer)), 2),
-        _capped(len(_SHARE.findall(question)), 3),
         math.log(1 + len(question.split())),
-        min(words / 100, 3.0),
     )
 
 
@@ -237,7 +226,7 @@ def _of_use(question: str, steps: Sequence[Sum], given: Sequence[float]) -> tupl
         *(n for own in implied for n in own),
     }
     there, used = Counter(given), Counter(terms)
-    taken: Counter[int] = Counter()
+    taken: set[int] = set()
     foreign = 0
     for at, step in enumerate(steps):
         for term in step.terms:
@@ -247,8 +236,7 @@ def _of_use(question: str, steps: Sequence[Sum], given: Sequence[float]) -> tupl
     return (
         _capped(len(given) - len(there), 3),
         _capped(sum(max(0, used[number] - times) for number, times in there.items()), 5),
-        _capped(sum(times - 1 for times in taken.values()), 3),
-        _capped(sum(not taken[at] for at in range(len(steps) - 1)), 3),
+        _capped(sum(at not in taken for at in range(len(steps) - 1)), 3),
         _capped(foreign, 3),
         _capped(_against(question, steps), 2),
         _capped(sum(bool(own) and not _any_near(own, terms) for own in implied[:OWED]), 2),
