@@ -26,7 +26,17 @@ PROGRAMS = {"actors.launch"}
 FLOORS: list[set[str]] = [
     {"errors", "types"},
     {"config"},
-    {"bounds", "consensus", "calibration", "policy", "http_types", "knowledge.text", "knowledge.quantities", "knowledge.evidence"},
+    {
+        "bounds",
+        "consensus",
+        "calibration",
+        "policy",
+        "http_types",
+        "knowledge.text",
+        "knowledge.quantities",
+        "knowledge.evidence",
+        "knowledge.working",
+    },
     {"blackboard", "feed", "recorder", "redis_server", "token", "state", "render", "knowledge", "engines"},
     {"questions", "cascade", "layers"},
     {"evaluation", "fitting"},
@@ -35,7 +45,16 @@ FLOORS: list[set[str]] = [
     {"cli"},
 ]
 #: Values in, values out: of the library these know nothing but each other, types and errors.
-PURE = {"bounds", "consensus", "calibration", "policy", "knowledge.text", "knowledge.quantities", "knowledge.evidence"}
+PURE = {
+    "bounds",
+    "consensus",
+    "calibration",
+    "policy",
+    "knowledge.text",
+    "knowledge.quantities",
+    "knowledge.evidence",
+    "knowledge.working",
+}
 
 
 def module_of(path: Path) -> str:
