@@ -48,7 +48,10 @@ class Question(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Line(Question, frozen=True, forbid_unknown_fields=True):
-    of: str | None = None  # where the question comes from; for people
+    """A question with what people note beside it: the fact it was made from, and how."""
+
+    of: str | None = None
+    change: str | None = None
 
 
 def cited(text: str, sources: tuple[Source, ...]) -> tuple[Source, ...]:
