@@ -37,18 +37,23 @@ class GrainLayer:
         scope = Scope(query.factions, query.cartridges)
         if exact := self.index.exact(query.text, scope):
             return self._said(exact.source, self._calibration.exact, "exact match")
-        if not read(query.text).content and not read(query.text).numbers:
-            return LayerResult(self.name, "abstained", reason="the question names no topic")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._by_meaning, self.index, query.text, scope)
 
     def _by_meaning(self, index: GrainIndex, text: str, scope: Scope) -> LayerResult:
-        found = index.nearest(self._embedder.embed([text])[0], scope)
+        vector = self._embedder.embed([text])[0]
+        found = index.nearest(vector, scope)
         if not found:
             return LayerResult(self.name, "abstained", reason="no grain in this scope")
-        best, features = judge(text, [hit.candidate() for hit in found], index.rarity)
-        confidence = self._calibration.layers[self.name].confidence(features)
-        hit = found[best]
+        if found[0].grain.votes and (vote := index.vote(vector, scope)):
+            # With many ways to ask, "what can you do?" is one of them: no word of it need be a topic.
+            hit, confidence = vote
+        elif not read(text).content and not read(text).numbers:
+            return LayerResult(self.name, "abstained", reason="the question names no topic")
+        else:
+            best, features = judge(text, [hit.candidate() for hit in found], index.rarity)
+            confidence = self._calibration.layers[self.name].confidence(features)
+            hit = found[best]
         return self._said(replace(hit.grain.source, score=round(hit.cosine, 4)), confidence, f"nearest: {hit.nearest!r}")
 
     def _said(self, source: Source, confidence: float, reason: str) -> LayerResult:
