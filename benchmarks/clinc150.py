@@ -30,7 +30,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.common import finish, percentile, print_table
 from kitbash_ray.bounds import lowest_threshold
 from kitbash_ray.calibration import load_calibration
-from kitbash_ray.config import PROJECT, load_settings
+from kitbash_ray.config import BENCHMARK_DATA, PROJECT, load_settings
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.embedder import open_embedder
 from kitbash_ray.knowledge.grain_index import GrainIndex, build_arrays
@@ -39,7 +39,7 @@ from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.types import Query
 
 NAME = "clinc150"
-DATA = Path(os.environ.get("KITBASH_BENCH_DATA", PROJECT.parent / "shared" / "data")) / "clinc150_train_val.json"
+DATA = Path(os.environ.get(BENCHMARK_DATA, PROJECT.parent / "shared" / "data")) / "clinc150_train_val.json"
 TARGETS = {"accuracy_in_scope": (">=", 0.93), "auroc_out_of_scope": (">=", 0.94), "ms_per_query": ("<=", 3.0)}
 #: google/uncertainty-baselines, on the test set; both fine-tune BERT.
 PEERS = (("BERT, fine-tuned", 0.965, 0.942), ("SNGP, ensemble", 0.974, 0.973))
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="all asks only, not also 3 to 30 a grain")
     sizes = () if parser.parse_args().quick else FEWER
     if not DATA.is_file():
-        print(f"Skipped: there is no {DATA.name} in {DATA.parent}; set KITBASH_BENCH_DATA to its folder.")
+        print(f"Skipped: there is no {DATA.name} in {DATA.parent}; set {BENCHMARK_DATA} to its folder.")
         return
     questions = held_out()
     rows = compare(sizes, questions)

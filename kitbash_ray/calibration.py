@@ -30,7 +30,10 @@ LEAF = -1
 
 @dataclass(frozen=True, slots=True)
 class LayerCalibration:
-    """One layer's fit. `features` names the inputs in order; `thresholds` maps budget to confidence."""
+    """One layer's fit. `features` names the inputs in order; `thresholds` maps budget to confidence.
+
+    Features are only ever added at the end, so an older fit reads those that it knows.
+    """
 
     features: tuple[str, ...]
     trees: tuple[tuple[Node, ...], ...]
@@ -39,11 +42,16 @@ class LayerCalibration:
     thresholds: tuple[tuple[float, float], ...]
 
     def confidence(self, features: Sequence[float]) -> float:
-        """The probability that an answer with these features is right. Raises ValueError for another number of them."""
-        if len(features) != len(self.features):
+        """The probability that an answer with these features is right. Raises ValueError for fewer than it reads."""
+        if len(features) < len(self.features):
             raise ValueError(f"expected the features {self.features}, got {len(features)} numbers")
         score = self.bias + sum(_leaf(tree, features) for tree in self.trees)
-        return 1 / (1 + math.exp(-max(-40.0, min(40.0, score))))
+        return logistic(score)
+
+    def reads(self, feature: str) -> bool:
+        """Whether any tree asks for it: whether the questions of the fit had something to teach about it."""
+        at = self.features.index(feature) if feature in self.features else None
+        return at is not None and any(node[0] == at for tree in self.trees for node in tree)
 
     def threshold(self, max_error: float) -> float:
         """The lowest confidence to accept; that of the next stricter budget that was fitted."""
@@ -78,6 +86,11 @@ def load_calibration(path: Path = SHIPPED) -> Calibration:
         for name, fit in raw["layers"].items()
     }
     return Calibration(raw["version"], raw["exact"], layers)
+
+
+def logistic(log_odds: float) -> float:
+    """The probability that log-odds stand for."""
+    return 1 / (1 + math.exp(-max(-40.0, min(40.0, log_odds))))
 
 
 def _leaf(tree: tuple[Node, ...], features: Sequence[float]) -> float:

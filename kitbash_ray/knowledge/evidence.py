@@ -56,10 +56,11 @@ FEATURES = (
     "three_nearest",  # mean cosine of the three nearest of the fact and its ways to ask
     "spread",  # cosine over that mean: one way to ask alone is near
     "words",  # words in the question, of thirty
+    "vote",  # log-odds that the asks of many give it, learned from them alone; 0 where none are learned from
 )
 
 #: Features that can only speak for an answer, or only against it; a fit must respect that.
-ALWAYS_FOR = frozenset({"cosine", "lead", "hybrid_lead"})
+ALWAYS_FOR = frozenset({"cosine", "lead", "hybrid_lead", "vote"})
 ALWAYS_AGAINST = frozenset(
     {
         "uncovered", "numbers_differ", "negation_differs", "names_differ", "wrong_kind", "unexplained",
@@ -73,7 +74,7 @@ ALWAYS_AGAINST = frozenset(
 class Candidate:
     """A text that may answer: the statement, every way to ask for it, and the nearest of all these.
 
-    `cosines` are those of the statement and of each ask, in that order.
+    `cosines` are those of the statement and of each ask, in that order. `vote`: see FEATURES.
     """
 
     text: str
@@ -81,6 +82,7 @@ class Candidate:
     nearest: str
     cosine: float
     cosines: tuple[float, ...]
+    vote: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,10 @@ def _features(
     candidate, match = candidates[at], matches[at]
     has = set(match.words.content)
     weights = {stem: rarity(stem) for stem in asked.content}
-    total = sum(weights.values()) or 1.0
     nearest = read(candidate.nearest)
     near_weights = {stem: rarity(stem) for stem in nearest.content}
     others = [other for other in range(len(candidates)) if other != at]
-    coverage = sum(weight for stem, weight in weights.items() if stem in has) / total
+    coverage = sum(weight for stem, weight in weights.items() if stem in has) / (sum(weights.values()) or 1.0)
     uncovered = max((weight for stem, weight in weights.items() if stem not in has), default=0.0)
     kind_is_wrong = float(wrong_kind(kind, candidate.text))
     numbers_differ = float(not asked.numbers <= match.words.numbers)
@@ -163,6 +164,7 @@ def _features(
         max((_overlap(weights, read(ask).content, rarity) for ask in candidate.asks), default=0.0),
         *_of_all_texts(candidate, best_other),
         min(len(question.split()), 30) / 30,
+        candidate.vote,
     )
 
 

@@ -14,7 +14,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -55,15 +55,19 @@ class Grain:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A grain that is near a question: its nearest text with that text's cosine, and the cosines of all its texts."""
+    """A grain that is near a question: its nearest text with that text's cosine, and the cosines of all its texts.
+
+    `vote` is the log-odds that `GrainIndex.vote` found for it.
+    """
 
     grain: Grain
     nearest: str
     cosine: float
     cosines: tuple[float, ...]
+    vote: float = field(default=0.0, kw_only=True)
 
     def candidate(self) -> Candidate:
-        return Candidate(self.grain.source.text, self.grain.asks, self.nearest, self.cosine, self.cosines)
+        return Candidate(self.grain.source.text, self.grain.asks, self.nearest, self.cosine, self.cosines, self.vote)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,8 @@ class GrainIndex:
                     break
         return list(found.values())
 
-    def vote(self, vector: npt.NDArray[np.float32], scope: Scope) -> tuple[Hit, float] | None:
-        """The grain that its many asks speak for, and the probability that it is right; None: no such grain in scope."""
+    def vote(self, vector: npt.NDArray[np.float32], scope: Scope) -> Hit | None:
+        """The grain that its many asks speak for most; None where no grain in scope has many."""
         mask = self._masks(scope, date.today().toordinal())
         vote = self._intents.vote(vector, mask[self._voter_rows])
         if vote is None:
@@ -143,7 +147,7 @@ class GrainIndex:
         grain, cosines = self._grain(vote.grain), self._cosines(vote.grain, vector)
         texts = (grain.source.text, *grain.asks)
         at = max(range(len(texts)), key=cosines.__getitem__)
-        return Hit(grain, texts[at], cosines[at], cosines), vote.confidence
+        return Hit(grain, texts[at], cosines[at], cosines, vote=vote.log_odds)
 
     def _cosines(self, number: int, vector: npt.NDArray[np.float32]) -> tuple[float, ...]:
         """Of the grain's statement and of each of its asks; a grain's rows lie side by side, in that order."""

@@ -9,7 +9,6 @@ are questions without one. Not here: facts with a few ways to ask (evidence.py j
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,10 +39,10 @@ FOLDS = 5
 
 
 class Vote(NamedTuple):
-    """The grain that a question most likely belongs to, and the probability that it does."""
+    """The grain that a question most likely belongs to, and the log-odds that it does."""
 
     grain: int
-    confidence: float
+    log_odds: float
 
 
 class Intents:
@@ -62,8 +61,7 @@ class Intents:
         scores = np.where(allowed, self._weights @ vector + self._bias, -np.inf)
         best, score, lead = _best(scores[None, :])
         by_score, by_lead, bias = self._sureness
-        log_odds = by_score * float(score[0]) + by_lead * float(lead[0]) + bias
-        return Vote(int(self.grains[best[0]]), 1 / (1 + math.exp(-max(-40.0, min(40.0, log_odds)))))
+        return Vote(int(self.grains[best[0]]), by_score * float(score[0]) + by_lead * float(lead[0]) + bias)
 
 
 def intent_cartridges(asks: Sequence[tuple[str, int]]) -> frozenset[str]:
