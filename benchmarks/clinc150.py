@@ -130,6 +130,16 @@ def ask(index: GrainIndex, questions: Utterances) -> Asked:
     return asyncio.run(ask_all())
 
 
+def embedding_ms(questions: Utterances) -> float:
+    """The median time that the embedding of one question takes."""
+    times = []
+    for text, _ in questions[:200]:
+        begun = time.perf_counter()
+        open_store().embedder.embed([text])
+        times.append((time.perf_counter() - begun) * 1000)
+    return percentile(times, 0.5)
+
+
 def by_vectors(rows: Utterances, questions: Utterances, *, routed: bool) -> Asked:
     """The same questions by the nearest ask alone, or `routed` as semantic-router does it."""
     store = open_store()
@@ -230,6 +240,7 @@ def main() -> None:
         "accuracy_in_scope": round(asked.accuracy(), 4),
         "auroc_out_of_scope": round(asked.auroc(), 4),
         "ms_per_query": round(asked.ms, 3),
+        "ms_embedding": round(embedding_ms(questions), 3),
         "error_at_shipped_threshold": round(error, 4),
         "answered_at_shipped_threshold": round(coverage, 4),
     }

@@ -41,6 +41,8 @@ GRAIN_CHARS = 300
 SHORTLIST = 256
 #: Rows whose distance is counted at a time: what is in between stays in the processor's cache.
 BLOCK_ROWS = 16_384
+#: Ways to ask whose words are compared with a question's; no shipped fact has more than five.
+ASKS_READ = 8
 FAR_AWAY = np.uint16(0xFFFF)
 
 
@@ -67,7 +69,12 @@ class Hit:
     vote: float = field(default=0.0, kw_only=True)
 
     def candidate(self) -> Candidate:
-        return Candidate(self.grain.source.text, self.grain.asks, self.nearest, self.cosine, self.cosines, self.vote)
+        """What is judged: of many ways to ask the nearest, because reading all would take milliseconds."""
+        asks, cosines = self.grain.asks, self.cosines
+        if len(asks) > ASKS_READ:
+            kept = sorted(range(len(asks)), key=lambda at: -cosines[at + 1])[:ASKS_READ]
+            asks, cosines = tuple(asks[at] for at in kept), (cosines[0], *(cosines[at + 1] for at in kept))
+        return Candidate(self.grain.source.text, asks, self.nearest, self.cosine, cosines, self.vote)
 
 
 @dataclass(frozen=True, slots=True)
