@@ -49,7 +49,12 @@ class LayerCalibration(Struct, frozen=True):
         if len(features) != len(self.features):
             raise ValueError(f"expected the features {self.features}, got {len(features)} numbers")
         score = self.bias + sum(_leaf(tree, features) for tree in self.trees)
-        return 1 / (1 + math.exp(-max(-40.0, min(40.0, score))))
+        return logistic(score)
+
+    def reads(self, feature: str) -> bool:
+        """Whether any tree asks for it: whether the questions of the fit had something to teach about it."""
+        at = self.features.index(feature) if feature in self.features else None
+        return at is not None and any(node[0] == at for tree in self.trees for node in tree)
 
     def threshold(self, max_error: float) -> Threshold | None:
         """That of the next stricter budget that was fitted, None without one."""
@@ -95,6 +100,11 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     partial = path.with_suffix(".partial")
     partial.write_bytes(msgspec.json.encode(calibration) + b"\n")
     partial.replace(path)
+
+
+def logistic(log_odds: float) -> float:
+    """The probability that log-odds stand for."""
+    return 1 / (1 + math.exp(-max(-40.0, min(40.0, log_odds))))
 
 
 def _leaf(tree: tuple[Node, ...], features: Sequence[float]) -> float:

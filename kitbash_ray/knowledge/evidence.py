@@ -65,10 +65,11 @@ FEATURES = (
     "ask_uncovered",  # rarity of the rarest content word that the nearest way to ask lacks
     "two_uncovered",  # rarity of the second rarest word that the fact lacks
     "ask_numbers",  # the question and the nearest way to ask name different numbers
+    "vote",  # log-odds that the asks of many give it, learned from them alone; 0 where none are learned from
 )
 
 #: Features that can only speak for an answer, or only against it; a fit must respect that.
-ALWAYS_FOR = frozenset({"cosine", "lead", "hybrid_lead"})
+ALWAYS_FOR = frozenset({"cosine", "lead", "hybrid_lead", "vote"})
 ALWAYS_AGAINST = frozenset(
     {
         "uncovered", "numbers_differ", "negation_differs", "names_differ", "wrong_kind", "unexplained",
@@ -83,7 +84,7 @@ ALWAYS_AGAINST = frozenset(
 class Candidate:
     """A text that may answer: the statement, every way to ask for it, and the nearest of all these.
 
-    `cosines` are those of the statement and of each ask, in that order.
+    `cosines` are those of the statement and of each ask, in that order. `vote`: see FEATURES.
     """
 
     text: str
@@ -91,6 +92,7 @@ class Candidate:
     nearest: str
     cosine: float
     cosines: tuple[float, ...]
+    vote: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +142,10 @@ def _features(
     candidate, match = candidates[at], matches[at]
     has = set(match.words.content)
     weights = {stem: rarity(stem) for stem in asked.content}
-    total = sum(weights.values()) or 1.0
     nearest = read(candidate.nearest)
     near_weights = {stem: rarity(stem) for stem in nearest.content}
     others = [other for other in range(len(candidates)) if other != at]
-    coverage = sum(weight for stem, weight in weights.items() if stem in has) / total
+    coverage = sum(weight for stem, weight in weights.items() if stem in has) / (sum(weights.values()) or 1.0)
     uncovered = max((weight for stem, weight in weights.items() if stem not in has), default=0.0)
     kind_is_wrong = float(wrong_kind(kind, candidate.text))
     numbers_differ = float(not asked.numbers <= match.words.numbers)
@@ -182,6 +183,7 @@ def _features(
         max((weight for stem, weight in weights.items() if stem not in nearest.content), default=0.0),
         sorted((0.0, 0.0, *(weight for stem, weight in weights.items() if stem not in has)))[-2],
         float(asked.numbers != nearest.numbers),
+        candidate.vote,
     )
 
 

@@ -3,7 +3,8 @@
 Exact: sorted 64-bit hashes of the normalized askings. Semantic: one sign bit per dimension
 picks the nearest rows by Hamming distance, their float16 vectors give the true cosine.
 The arrays are built once and only read, so Ray's object store can map them into every
-process without a copy. Not here: judging a match (evidence.py), embedding (embedder.py).
+process without a copy. Not here: judging a match (evidence.py), how the asks of grains that
+have many of them vote (intents.py), embedding (embedder.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from kitbash_ray.errors import InvalidQuery
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.evidence import Candidate
+from kitbash_ray.knowledge.intents import Intents, fit_intents, intent_cartridges
 from kitbash_ray.knowledge.text import normalize, read
 from kitbash_ray.knowledge.vectors import Progress, VectorStore
 from kitbash_ray.types import Faction, Query, Source
@@ -39,28 +41,40 @@ GRAIN_CHARS = 300
 SHORTLIST = 256
 #: Rows whose distance is counted at a time: what is in between stays in the processor's cache.
 BLOCK_ROWS = 16_384
+#: Ways to ask whose words are compared with a question's; no shipped fact has more than five.
+ASKS_READ = 8
 FAR_AWAY = np.uint16(0xFFFF)
 
 
 @dataclass(frozen=True, slots=True)
 class Grain:
-    """A fact as layer 0 answers with it."""
+    """A fact as layer 0 answers with it. `votes`: `GrainIndex.vote` knows it."""
 
     source: Source
     asks: tuple[str, ...]
+    votes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A grain that is near a question: its nearest text with that text's cosine, and the cosines of all its texts."""
+    """A grain that is near a question: its nearest text with that text's cosine, and the cosines of all its texts.
+
+    `vote` is the log-odds that `GrainIndex.vote` found for it.
+    """
 
     grain: Grain
     nearest: str
     cosine: float
     cosines: tuple[float, ...]
+    vote: float = field(default=0.0, kw_only=True)
 
     def candidate(self) -> Candidate:
-        return Candidate(self.grain.source.text, self.grain.asks, self.nearest, self.cosine, self.cosines)
+        """What is judged: of many ways to ask the nearest, because reading all would take milliseconds."""
+        asks, cosines = self.grain.asks, self.cosines
+        if len(asks) > ASKS_READ:
+            kept = sorted(range(len(asks)), key=lambda at: -cosines[at + 1])[:ASKS_READ]
+            asks, cosines = tuple(asks[at] for at in kept), (cosines[0], *(cosines[at + 1] for at in kept))
+        return Candidate(self.grain.source.text, asks, self.nearest, self.cosine, cosines, self.vote)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +94,9 @@ class GrainIndex:
         self._masks = lru_cache(maxsize=64)(self._row_mask)
         self._grain = lru_cache(maxsize=4096)(self._read_grain)
         self._is_asking = lru_cache(maxsize=4096)(self._compare_askings)
+        self._intents = Intents(arrays)
+        self._voters = frozenset(self._intents.grains.tolist())
+        self._voter_rows = arrays["row_grains"].searchsorted(self._intents.grains)
         self._terms: dict[int, int] = dict(zip(arrays["term_keys"].tolist(), arrays["term_counts"].tolist(), strict=True))
 
     def __len__(self) -> int:
@@ -127,6 +144,17 @@ class GrainIndex:
                 if len(found) == limit:
                     break
         return list(found.values())
+
+    def vote(self, vector: npt.NDArray[np.float32], scope: Scope) -> Hit | None:
+        """The grain that its many asks speak for most; None where no grain in scope has many."""
+        mask = self._masks(scope, date.today().toordinal())
+        vote = self._intents.vote(vector, mask[self._voter_rows])
+        if vote is None:
+            return None
+        grain, cosines = self._grain(vote.grain), self._cosines(vote.grain, vector)
+        texts = (grain.source.text, *grain.asks)
+        at = max(range(len(texts)), key=cosines.__getitem__)
+        return Hit(grain, texts[at], cosines[at], cosines, vote=vote.log_odds)
 
     def _cosines(self, number: int, vector: npt.NDArray[np.float32]) -> tuple[float, ...]:
         """Of the grain's statement and of each of its asks; a grain's rows lie side by side, in that order."""
@@ -182,7 +210,7 @@ class GrainIndex:
         start, end = self._arrays["offsets"][number : number + 2]
         fields = json.loads(self._arrays["blob"][start:end].tobytes())
         asks = tuple(fields.pop("asks"))
-        return Grain(Source(score=1.0, **fields), asks)
+        return Grain(Source(score=1.0, **fields), asks, number in self._voters)
 
 
 def known_cartridges(query: Query, names: Sequence[str]) -> None:
@@ -205,6 +233,8 @@ def build_arrays(facts: Sequence[Fact], store: VectorStore, progress: Progress |
     vectors = store.vectors([text for _, _, text in rows], progress)
     center = vectors.mean(axis=0) if len(vectors) else np.zeros(store.embedder.dimensions, np.float32)
     keys = sorted((_key(normalize(text)), number) for number, _, text in rows)
+    learned = intent_cartridges([(fact.cartridge, len(fact.asks)) for fact in facts])
+    asks = [at for at, (number, place, _) in enumerate(rows) if place and facts[number].cartridge in learned]
     blobs = [_blob(fact) for fact in facts]
     terms = _term_counts(facts)
     return {
@@ -221,6 +251,7 @@ def build_arrays(facts: Sequence[Fact], store: VectorStore, progress: Progress |
         "cartridges": np.frombuffer(json.dumps(names).encode(), np.uint8),
         "term_keys": np.array([_key(stem) for stem in terms], np.uint64),
         "term_counts": np.array(list(terms.values()), np.int32),
+        **fit_intents(vectors[np.array(asks, np.intp)], np.array([rows[at][0] for at in asks], np.int32)),
     }
 
 

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from msgspec.structs import replace
 
-from kitbash_ray.calibration import Calibration
+from kitbash_ray.calibration import Calibration, logistic
 from kitbash_ray.knowledge.embedder import Embeds
-from kitbash_ray.knowledge.evidence import judge, rounded
-from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
+from kitbash_ray.knowledge.evidence import judge, measure, rounded
+from kitbash_ray.knowledge.grain_index import GrainIndex, Hit, Scope
 from kitbash_ray.knowledge.text import read, stands_alone
 from kitbash_ray.types import LayerResult, Query, Source
 
@@ -37,18 +37,22 @@ class GrainLayer:
         scope = Scope(query.factions, query.cartridges)
         if exact := self.index.exact(query.text, scope):
             return self._said(exact.source, self._calibration.exact, "exact match")
-        if not read(query.text).content and not read(query.text).numbers:
-            return LayerResult(self.name, "abstained", reason="the question names no topic")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._by_meaning, self.index, query.text, scope)
 
     def _by_meaning(self, index: GrainIndex, text: str, scope: Scope) -> LayerResult:
-        found = index.nearest(self._embedder.embed([text])[0], scope)
+        vector = self._embedder.embed([text])[0]
+        found = index.nearest(vector, scope)
         if not found:
             return LayerResult(self.name, "abstained", reason="no grain in this scope")
-        best, features = judge(text, [hit.candidate() for hit in found], index.rarity)
-        confidence = self._calibration.layers[self.name].confidence(features)
-        hit = found[best]
+        voted = index.vote(vector, scope) if found[0].grain.votes else None
+        # Where many ways to ask are known, "what can you do?" is one of them: no word of it need be a topic.
+        if not voted and not read(text).content and not read(text).numbers:
+            return LayerResult(self.name, "abstained", reason="the question names no topic")
+        hit, features = _measured(text, found, voted, index)
+        fit = self._calibration.layers[self.name]
+        # A fit that never met a vote cannot weigh one; the vote's own log-odds come from the asks themselves.
+        confidence = logistic(voted.vote) if voted and not fit.reads("vote") else fit.confidence(features)
         source = replace(hit.grain.source, score=round(hit.cosine, 4))
         return self._said(source, confidence, f"nearest: {hit.nearest!r}", rounded(features))
 
@@ -68,3 +72,12 @@ class GrainLayer:
             reason=reason,
             evidence=evidence,
         )
+
+
+def _measured(text: str, found: list[Hit], voted: Hit | None, index: GrainIndex) -> tuple[Hit, tuple[float, ...]]:
+    """The hit to answer with, `voted` if there is one, and its features beside the others."""
+    if voted is None:
+        best, features = judge(text, [hit.candidate() for hit in found], index.rarity)
+        return found[best], features
+    others = [hit for hit in found if hit.grain.source.fact_id != voted.grain.source.fact_id]
+    return voted, measure(text, [hit.candidate() for hit in (voted, *others)], index.rarity)

@@ -47,6 +47,12 @@ def test_confidence_is_the_logistic_function_of_the_leaves_that_the_features_lea
     assert FIT.confidence(features) == pytest.approx(1 / (1 + math.exp(-log_odds)))
 
 
+def test_a_fit_reads_the_features_that_its_trees_split_on() -> None:
+    split = ((0, 0.5, 1, 2, 0.0), (-1, 0.0, 0, 0, -1.0), (-1, 0.0, 0, 0, 1.0))
+    fit = LayerCalibration(("a", "b"), (split,), 0.0, 1, 0.5, ())
+    assert [fit.reads(name) for name in ("a", "b", "c")] == [True, False, False]
+
+
 @pytest.mark.parametrize("bias", [1e9, -1e9])
 def test_extreme_evidence_gives_a_probability_and_no_overflow(bias: float) -> None:
     assert 0.0 <= LayerCalibration((), (), bias, 1, 0.0, ()).confidence(()) <= 1.0

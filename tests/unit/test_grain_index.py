@@ -14,6 +14,7 @@ import pytest
 
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.grain_index import (
+    ASKS_READ,
     GRAIN_CHARS,
     SHORTLIST,
     GrainIndex,
@@ -246,3 +247,12 @@ def test_a_word_of_every_fact_is_less_rare_than_a_word_of_one_and_that_less_than
 def test_the_size_in_bytes_is_that_of_all_arrays(tmp_path: Path) -> None:
     arrays = arrays_of([ATP], tmp_path)
     assert GrainIndex(arrays).nbytes == sum(array.nbytes for array in arrays.values())
+
+
+def test_of_many_ways_to_ask_the_nearest_are_judged(tmp_path: Path) -> None:
+    asks = ("what is ATP for", *(f"question number {at}" for at in range(2 * ASKS_READ)), "what is ATP")
+    [hit] = index_of([replace(ATP, asks=asks)], tmp_path).nearest(HashEmbedder().embed(["what is ATP"])[0], EVERYWHERE)
+    candidate = hit.candidate()
+    assert candidate.asks[:2] == ("what is ATP", "what is ATP for")
+    assert len(candidate.asks) == len(candidate.cosines) - 1 == ASKS_READ
+    assert candidate.cosines == (hit.cosines[0], *sorted(hit.cosines[1:], reverse=True)[:ASKS_READ])
