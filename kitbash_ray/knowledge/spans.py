@@ -189,7 +189,7 @@ class _Tokens:
         n = len(lower)
         gaps = [text[matches[i].end() : matches[i + 1].start()] for i in range(n - 1)]
         self.gap = np.array([True, *(bool(gap.strip()) for gap in gaps), True])  # punctuation before word i, and after the last
-        self.hard = np.array([True, *(any(char in ";:()[]\"“”—–" for char in gap) for gap in gaps), True])
+        self.hard = np.array([True, *(any(char in ';:()[]"“”—–' for char in gap) for gap in gaps), True])
         self.joint = np.array([word in _JOINTS for word in lower], bool)
         self.digit = np.array([any(char.isdigit() for char in word) for word in lower], bool)
         self.year = np.array([bool(_YEAR.fullmatch(word)) for word in lower], bool)
@@ -323,7 +323,5 @@ def candidates(question: str, found: Sequence[Sentence], rarity: Rarity) -> Cand
         columns = _of_sentence(tokens, asked, first, last)
         columns |= {name: np.full(len(first), float(value)) for name, value in same.items()}
         blocks.append(np.column_stack([columns[name] for name in FEATURES]))
-        places += [
-            (number, int(start), int(end)) for start, end in zip(tokens.starts[first], tokens.ends[last], strict=True)
-        ]
+        places += [(number, int(start), int(end)) for start, end in zip(tokens.starts[first], tokens.ends[last], strict=True)]
     return Candidates(places, np.concatenate(blocks))
