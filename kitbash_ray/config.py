@@ -244,7 +244,9 @@ def _refuse_unknown(environment: Any) -> None:
 
 #: Set by `kitbash up` for the processes it starts, so that `kitbash down` finds all of them.
 CLUSTER_MARK = "KITBASH_CLUSTER_ID"
-INTERNAL = {CLUSTER_MARK}
+#: Where benchmarks find data that does not come with Kitbash; no setting of Kitbash itself.
+BENCHMARK_DATA = "KITBASH_BENCH_DATA"
+INTERNAL = {CLUSTER_MARK, BENCHMARK_DATA}
 
 
 def _hint(name: str, known: set[str]) -> str:
