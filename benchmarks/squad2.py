@@ -52,7 +52,7 @@ def judged(asked: Sequence[Asked], rarity: Rarity, folds: int | None = None) -> 
     seen = set(raw["seen"])
     old = [item for item in asked if mark(item.article) in seen]
     said = {id(item): say(item, fit.spans, rarity) for item in asked if mark(item.article) not in seen}
-    odds = {key: float(fit.confidence(np.array([own.features]))[0]) for key, own in said.items()}
+    odds = {key: fit.log_odds(own.features) for key, own in said.items()}
     limits = dict.fromkeys(said, float(raw["threshold"]))
     if old:
         fold_of = each_article(old, folds)

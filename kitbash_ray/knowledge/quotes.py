@@ -1,13 +1,14 @@
 """What a passage says to a question: the sentence that answers, and the words in it.
 
 The sentences of the passages found are put in order by cosine and shared words; of the best few,
-boosted trees rank the runs of words (spans.py), and others say how probable it is that the sentence
-answers. Both are fitted on questions that people asked about encyclopedic text (benchmarks/fit_quotes.py).
+boosted trees rank the runs of words (spans.py), and a logistic regression says how probable it is that
+the sentence answers. Both are fitted on questions that people asked about encyclopedic text (benchmarks/fit_quotes.py).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -67,10 +68,15 @@ class Trees:
 
 @dataclass(frozen=True, slots=True)
 class QuoteFit:
-    """`spans` says how much of the answer a candidate is; `confidence` the log-odds that its sentence answers."""
+    """`spans` says how much of the answer a candidate is; `weights` and `bias` make the log-odds that its sentence answers."""
 
     spans: Trees
-    confidence: Trees
+    weights: tuple[float, ...]
+    bias: float
+
+    def log_odds(self, features: Sequence[float]) -> float:
+        """Of CONFIDENCE_FEATURES."""
+        return self.bias + sum(weight * value for weight, value in zip(self.weights, features, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,8 @@ class Quotable:
 def load_quote_fit(path: Path = SHIPPED) -> QuoteFit:
     """The fit in `path`; the one that ships with Kitbash by default."""
     raw = json.loads(path.read_text())
-    return QuoteFit(*(Trees(raw[name]["trees"], raw[name]["bias"]) for name in ("spans", "confidence")))
+    spans, confidence = raw["spans"], raw["confidence"]
+    return QuoteFit(Trees(spans["trees"], spans["bias"]), tuple(confidence["weights"]), confidence["bias"])
 
 
 def quotable(question: str, passages: Sequence[Found], rarity: Rarity) -> Quotable:
@@ -137,9 +144,8 @@ def quote(question: str, passages: Sequence[Found], rarity: Rarity, fit: QuoteFi
     best, features = weigh(choice, scores, rarity)
     number, first, last = choice.candidates.places[best]
     found, start, sentence = choice.sentences[number]
-    log_odds = float(fit.confidence(np.array([features]))[0])
-    sure = 1 / (1 + np.exp(-np.clip(log_odds, -40, 40)))
-    return Quote(found, start, start + len(sentence.text), start + first, start + last, float(sure))
+    sure = 1 / (1 + math.exp(-max(-40.0, min(40.0, fit.log_odds(features)))))
+    return Quote(found, start, start + len(sentence.text), start + first, start + last, sure)
 
 
 def weigh(choice: Quotable, scores: Floats, rarity: Rarity) -> tuple[int, tuple[float, ...]]:
