@@ -48,14 +48,16 @@ from kitbash_ray.knowledge.retrieval import Found, Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
 
 Floats = npt.NDArray[np.float64]
+#: Weights of CONFIDENCE_FEATURES and what is added to them.
+Line = tuple[list[float], float]
 
 DATA = Path(os.environ.get("KITBASH_BENCH_DATA", PROJECT.parent / "shared" / "data"))
 #: Wrong candidates of a question that the ranking learns from, drawn at random; right ones are all in.
 WRONG_CANDIDATES = 60
-#: Log-odds that no answer reaches: from there on means never.
-MOST_SURE = 40.0
 #: Sizes of the trees. Those of the ranking were the first tried; smaller ones keep the file small.
 RANKING = {"max_iter": 150, "max_depth": 6, "max_leaf_nodes": 24, "learning_rate": 0.08, "min_samples_leaf": 30}
+#: Strength of the penalty of the expected gain, on standardized features; the first tried.
+GAIN_PENALTY = 300.0
 #: Inverse strength of the regression's L2 penalty on standardized features; the first tried.
 REGULARIZATION = 0.05
 
@@ -178,16 +180,23 @@ def fit_spans(asked: Sequence[Asked]) -> tuple[list[list[Node]], float]:
     return _exported(model.fit(inputs, np.concatenate(targets)))
 
 
-def fit_confidence(said: Sequence[Said]) -> tuple[list[float], float]:
+def fit_confidence(said: Sequence[Said]) -> Line:
     """Weights and bias of the log-odds that the sentence quoted holds an answer."""
     from sklearn.linear_model import LogisticRegression
 
+    scaled, mean, spread = _scaled(said)
+    model = LogisticRegression(C=REGULARIZATION, max_iter=1000).fit(scaled, [item.right for item in said])
+    return _line(model.coef_[0] / spread, float(model.intercept_[0]), mean)
+
+
+def _scaled(said: Sequence[Said]) -> tuple[Floats, Floats, Floats]:
     features = np.array([item.features for item in said])
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
-    model = LogisticRegression(C=REGULARIZATION, max_iter=1000)
-    model.fit((features - mean) / spread, np.array([item.right for item in said]))
-    weights = model.coef_[0] / spread
-    return [round(float(weight), 6) for weight in weights], round(float(model.intercept_[0] - weights @ mean), 6)
+    return (features - mean) / spread, mean, spread
+
+
+def _line(weights: Floats, intercept: float, mean: Floats) -> Line:
+    return [round(float(weight), 6) for weight in weights], round(intercept - float(weights @ mean), 6)
 
 
 def _exported(model: Any) -> tuple[list[list[Node]], float]:
@@ -210,24 +219,27 @@ def left_out(asked: Sequence[Asked], rarity: Rarity, folds: dict[str, int]) -> l
     return [said[at] for at in range(len(asked))]
 
 
-def log_odds(asked: Sequence[Asked], said: Sequence[Said], folds: dict[str, int]) -> Floats:
-    """How sure each answer is, by a regression that has seen no article of its fold."""
+def fit_gain(asked: Sequence[Asked], said: Sequence[Said]) -> Line:
+    """Weights and bias of the F1 that answering gains over abstaining: the answer's own, or -1 where there is none."""
+    from sklearn.linear_model import Ridge
+
+    scaled, mean, spread = _scaled(said)
+    gains = [own.f1 if item.answerable else -1.0 for item, own in zip(asked, said, strict=True)]
+    model = Ridge(alpha=GAIN_PENALTY).fit(scaled, gains)
+    return _line(model.coef_ / spread, float(model.intercept_), mean)
+
+
+def unseen(asked: Sequence[Asked], said: Sequence[Said], folds: dict[str, int]) -> tuple[Floats, Floats]:
+    """For each answer the log-odds that it is right and the gain expected, by fits that have seen no article of its fold."""
     which = np.array([folds[item.article] for item in asked])
     features = np.array([item.features for item in said])
-    found = np.zeros(len(asked))
+    odds, gains = np.zeros(len(asked)), np.zeros(len(asked))
     for fold in set(folds.values()):
-        weights, bias = fit_confidence([item for item, its in zip(said, which, strict=True) if its != fold])
-        found[which == fold] = features[which == fold] @ np.array(weights) + bias
-    return found
-
-
-def best_threshold(asked: Sequence[Asked], said: Sequence[Said], odds: Floats) -> float:
-    """The log-odds from which answering gains more F1 than abstaining does."""
-    gains = np.array([own.f1 if item.answerable else -1.0 for item, own in zip(asked, said, strict=True)])
-    order = np.argsort(-odds, kind="stable")
-    sums = np.cumsum(gains[order])
-    best = int(sums.argmax())
-    return float(odds[order[best]]) if sums[best] > 0 else MOST_SURE
+        others, own = np.flatnonzero(which != fold), which == fold
+        those = [said[at] for at in others]
+        for line, found in ((fit_confidence(those), odds), (fit_gain([asked[at] for at in others], those), gains)):
+            found[own] = features[own] @ np.array(line[0]) + line[1]
+    return odds, gains
 
 
 def each_article(asked: Sequence[Asked], folds: int | None = None) -> dict[str, int]:
@@ -257,13 +269,11 @@ def main() -> None:
     asked, rarity = ask_all(articles)
     said = left_out(asked, rarity, each_article(asked))
     spans, bias = fit_spans(asked)
-    weights, its_bias = fit_confidence(said)
+    lines = {"confidence": fit_confidence(said), "gain": fit_gain(asked, said)}
     result = {
         "seen": sorted({mark(item.article) for item in asked}),
-        "threshold": round(best_threshold(asked, said, log_odds(asked, said, each_article(asked))), 4),
         "spans": {"bias": bias, "trees": spans},
-        "confidence": {"bias": its_bias, "weights": weights},
-    }
+    } | {name: {"bias": its_bias, "weights": weights} for name, (weights, its_bias) in lines.items()}
     if options.write:
         SHIPPED.write_text(json.dumps(result, separators=(",", ":")) + "\n")
     right = np.mean([item.right for item in said])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from kitbash_ray.knowledge.spans import FEATURES, MAX_WORDS, Sentence, candidates, sentences
@@ -39,7 +41,7 @@ def test_abbreviations_and_initials_end_no_sentence() -> None:
 def test_sentences_lose_no_letter_and_do_not_overlap(text: str) -> None:
     found = sentences(text)
     assert "".join(text[start:end] for start, end in found).replace(" ", "") == "".join(text.split())
-    assert all(end <= start for (_, end), (start, _) in zip(found, found[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(found))
 
 
 def test_a_candidate_neither_begins_nor_ends_with_a_joining_word() -> None:
