@@ -58,6 +58,9 @@ WRONG_CANDIDATES = 60
 RANKING = {"max_iter": 150, "max_depth": 6, "max_leaf_nodes": 24, "learning_rate": 0.08, "min_samples_leaf": 30}
 #: Strength of the penalty of the expected gain, on standardized features; the first tried.
 GAIN_PENALTY = 300.0
+#: What a question made to look answerable counts beside one that is, when confidence is fitted: as in
+#: fit_calibration.py, whose thresholds are for what people ordinarily ask. The expected gain counts all alike.
+TRAP_WEIGHT = 0.25
 #: Inverse strength of the regression's L2 penalty on standardized features; the first tried.
 REGULARIZATION = 0.05
 
@@ -82,11 +85,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Said:
-    """What would be said to a question: CONFIDENCE_FEATURES, SQuAD's F1, and whether the sentence holds an answer."""
+    """What would be said to a question: CONFIDENCE_FEATURES, SQuAD's F1, whether the sentence holds an answer,
+    and whether the question was written so that none does."""
 
     features: tuple[float, ...]
     f1: float
     right: bool
+    trap: bool
 
 
 def read_articles(limit: int | None = None) -> list[dict[str, Any]]:
@@ -154,11 +159,11 @@ def _asked(
 def say(item: Asked, spans: Trees, rarity: Rarity) -> Said:
     """What is quoted to a question by a ranking."""
     if not item.choice.candidates.places:
-        return Said((0.0,) * len(CONFIDENCE_FEATURES), 0.0, False)
+        return Said((0.0,) * len(CONFIDENCE_FEATURES), 0.0, False, not item.answerable)
     best, features = weigh(item.choice, spans(item.choice.candidates.features), rarity)
     passage, _, sentence = item.choice.sentences[item.choice.candidates.places[best][0]]
     holds = any(answer in sentence.text for answer in item.answers)
-    return Said(features, float(item.f1[best]), holds and passage.grain.source.fact_id == item.gold)
+    return Said(features, float(item.f1[best]), holds and passage.grain.source.fact_id == item.gold, not item.answerable)
 
 
 def fit_spans(asked: Sequence[Asked]) -> tuple[list[list[Node]], float]:
@@ -185,7 +190,9 @@ def fit_confidence(said: Sequence[Said]) -> Line:
     from sklearn.linear_model import LogisticRegression
 
     scaled, mean, spread = _scaled(said)
-    model = LogisticRegression(C=REGULARIZATION, max_iter=1000).fit(scaled, [item.right for item in said])
+    model = LogisticRegression(C=REGULARIZATION, max_iter=1000)
+    weights = [TRAP_WEIGHT if item.trap else 1.0 for item in said]
+    model.fit(scaled, [item.right for item in said], sample_weight=weights)
     return _line(model.coef_[0] / spread, float(model.intercept_[0]), mean)
 
 

@@ -280,7 +280,7 @@ async def test_of_a_passage_the_sentence_that_answers_is_quoted(embedder: Embedd
     table = Retrieval(tmp_path / "table"), GrainIndex(build_arrays(facts, store))
     result = await CartridgeLayer(*table, load_calibration(), embedder=embedder).answer(Query("Who built the Varnholt dam?"))
     assert result.text == "The Varnholt dam was built by Ines Holm in 1932. [1]"
-    assert (result.sources[0].quote, result.sources[0].text) == ("Ines Holm", text)
+    assert [("Ines Holm" in str(source.quote), source.text) for source in result.sources] == [(True, text)]
 
 
 async def test_layer_2_hands_on_what_it_found_even_when_it_is_not_sure(cartridge: CartridgeLayer) -> None:
