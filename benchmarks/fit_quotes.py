@@ -94,12 +94,15 @@ class Said:
     trap: bool
 
 
-def read_articles(limit: int | None = None) -> list[dict[str, Any]]:
-    """The articles of every squad2*.json in DATA; of each the first `limit` questions of a paragraph."""
+def read_articles(*, few: bool = False) -> list[dict[str, Any]]:
+    """The articles of every squad2*.json in DATA; with `few`, of each paragraph the first question and the last.
+
+    Those that have no answer stand last.
+    """
     articles = [article for path in sorted(DATA.glob("squad2*.json")) for article in json.loads(path.read_text())["data"]]
-    for article in articles:
-        for paragraph in article["paragraphs"]:
-            paragraph["qas"] = paragraph["qas"][:limit]
+    for paragraph in (paragraph for article in articles for paragraph in article["paragraphs"]):
+        if few and len(paragraph["qas"]) > 2:
+            paragraph["qas"] = [paragraph["qas"][0], paragraph["qas"][-1]]
     return articles
 
 

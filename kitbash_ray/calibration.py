@@ -63,13 +63,17 @@ class LayerCalibration(Struct, frozen=True):
 
 
 class Calibration(Struct, frozen=True):
-    """All fitted layers. `exact` is the confidence of an exact match, and `exact_bound` its error at most;
-    `version` names the fit in every answer."""
+    """All fitted layers; `version` names the fit in every answer.
+
+    `exact` is the confidence of an exact match and `exact_bound` its error at most, made of
+    `exact_matches`: how many ways to ask found another fact than their own, and how many there were.
+    """
 
     version: str
     exact: float
     exact_bound: float
     layers: dict[str, LayerCalibration]
+    exact_matches: tuple[int, int] = (0, 0)
 
     def enough(self, layer: str, max_error: float) -> float:
         """The confidence from which an answer of `layer` fits the budget; 1 if none is known to."""

@@ -90,7 +90,7 @@ def calibrate(
     wrong, asked = exact
     # By the rule of succession: what was never seen to fail is not known never to.
     confidence = round(1 - (wrong + 1) / (asked + 2), 4)
-    return Calibration(f"{date.today()}-{digest}", confidence, upper_bound(wrong, asked), fits), unseen
+    return Calibration(f"{date.today()}-{digest}", confidence, upper_bound(wrong, asked), fits, exact), unseen
 
 
 def unfitted() -> Calibration:
@@ -140,6 +140,7 @@ def left_out(samples: Sequence[Sample], signs: Sequence[int]) -> Floats:
 def _fit(samples: Sequence[Sample], signs: Sequence[int]) -> tuple[tuple[tuple[Node, ...], ...], float]:
     """Small, strongly regularized trees. Depth, number and leaf size were chosen on the left-out fifths."""
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits
 
     inputs = np.array([item.evidence for item in samples])
     right = _column(samples, "right")
@@ -150,7 +151,10 @@ def _fit(samples: Sequence[Sample], signs: Sequence[int]) -> tuple[tuple[tuple[N
     model = HistGradientBoostingClassifier(
         max_iter=80, max_depth=3, learning_rate=0.08, min_samples_leaf=20, l2_regularization=5.0,
         monotonic_cst=list(signs), early_stopping=False, random_state=0,
-    ).fit(inputs, right, sample_weight=weights)  # fmt: skip
+    )  # fmt: skip
+    # So little work is done sooner by one thread than by several that wait for each other on a busy machine.
+    with threadpool_limits(1, user_api="openmp"):
+        model.fit(inputs, right, sample_weight=weights)
     trees = tuple(tuple(_node(node) for node in step[0].nodes) for step in model._predictors)
     return trees, round(float(np.ravel(model._baseline_prediction)[0]), 5)
 

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from kitbash_ray.bounds import lower_bound, upper_bound
-from kitbash_ray.calibration import SHIPPED, Calibration, save_calibration
+from kitbash_ray.calibration import SHIPPED, Calibration, load_calibration, save_calibration
 from kitbash_ray.cli import exits
 from kitbash_ray.cli.console import count, errors, output, progress_bar, start_log
 from kitbash_ray.client import Kitbash
@@ -89,7 +89,10 @@ def _fit(own: Grouped, settings: Settings, alone: bool, language_model: bool, pl
         asked = asyncio.run(_ask_all(layers, questions, facts, direct.cosine, report))
     shipped = load_samples()
     samples = {name: _joined(shipped.get(name, []), asked[name], alone) for name in asked}
-    exact = exact_matches(direct.index, [(ask, fact.id) for fact in contents.facts for ask in fact.asks])
+    own_exact = exact_matches(direct.index, [(ask, fact.id) for fact in contents.facts for ask in fact.asks])
+    # Matching is the same everywhere, so a small library need not prove it alone.
+    wrong, of = load_calibration().exact_matches
+    exact = own_exact[0] + wrong, own_exact[1] + of
     models = {layer.name: layer.engine.name for layer in layers if hasattr(layer, "engine")}
     with errors.status("fitting"):
         fit, unseen = fit_all(samples, exact, models)
