@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -89,7 +88,6 @@ class Calibration(Struct, frozen=True):
         return fit.accuracy if fit else 0.5
 
 
-@cache
 def load_calibration(path: Path = SHIPPED) -> Calibration:
     """The calibration in `path`. Raises ConfigError when it cannot be read."""
     try:

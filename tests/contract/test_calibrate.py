@@ -20,6 +20,7 @@ BULBS = [
         f"lamp-{number}",
         f"Lamp {number} of the harbour of Zarquon burns with {number * 7} watts.",
         f"How bright is lamp {number}?",
+        f"What is the power of lamp {number} at Zarquon?",
     )
     for number in range(1, 6)
 ]
