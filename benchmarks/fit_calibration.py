@@ -32,6 +32,7 @@ from kitbash_ray.knowledge.grain_index import GrainIndex, build_arrays
 from kitbash_ray.knowledge.library import Library
 from kitbash_ray.knowledge.retrieval import Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
+from kitbash_ray.knowledge.verifier import Verifies, open_verifier
 from kitbash_ray.layers.cartridge import CartridgeLayer
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.questions import Question, held_out
@@ -61,7 +62,7 @@ class Knowledge:
     questions: Grouped
 
 
-def ask_all(library: Knowledge, store: VectorStore) -> dict[str, list[Sample]]:
+def ask_all(library: Knowledge, store: VectorStore, verifier: Verifies) -> dict[str, list[Sample]]:
     """What layers 0 and 2 over `library` make of its questions."""
     index = GrainIndex(build_arrays(library.facts, store))
     shipped = load_calibration()
@@ -70,7 +71,7 @@ def ask_all(library: Knowledge, store: VectorStore) -> dict[str, list[Sample]]:
         build_table(library.facts, store, Path(folder) / "table")
         table = Retrieval(Path(folder) / "table")
         grain = GrainLayer(index, store.embedder, shipped)
-        for layer in (grain, CartridgeLayer(table, index, shipped, embedder=store.embedder)):
+        for layer in (grain, CartridgeLayer(table, index, shipped, embedder=store.embedder, verifier=verifier)):
             found = asyncio.run(_asked(layer, library.questions))
             asked[layer.name] = [item for item in found if item]
     return asked
@@ -107,7 +108,7 @@ def shipped_library() -> Knowledge:
     return Knowledge(facts, own + [(name, item) for name in (*OVER_SHIPPED, JUDGE) for item in read_questions(name)])
 
 
-def collect(store: VectorStore) -> dict[str, list[Sample]]:
+def collect(store: VectorStore, verifier: Verifies) -> dict[str, list[Sample]]:
     """Every question in its own library; the obscure ones on facts without asks also among each other's facts."""
     sets = {folder.name: read_set(folder.name) for folder in sorted(DATA.glob("dev_*"))}
     # Sets on the same subject stay apart: a fact of one answers some near-misses of the other.
@@ -117,7 +118,7 @@ def collect(store: VectorStore) -> dict[str, list[Sample]]:
     )
     found: dict[str, list[Sample]] = {layer: [] for layer in LAYERS}
     for library in (*sets.values(), pooled, shipped_library()):
-        for layer, items in ask_all(library, store).items():
+        for layer, items in ask_all(library, store, verifier).items():
             found[layer] += items
     return found
 
@@ -150,7 +151,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = load_settings()
     store = VectorStore(open_embedder(settings), settings.cache_dir)
-    asked = collect(store)
+    asked = collect(store, open_verifier(settings))
     taught = {layer: [item for item in items if item.group != JUDGE] for layer, items in asked.items()}
     judging = {layer: [item for item in items if item.group == JUDGE] for layer, items in asked.items()}
     facts = shipped_library().facts

