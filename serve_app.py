@@ -10,7 +10,6 @@ Every route but the health checks and the API's description wants the token as
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -22,6 +21,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
+from msgspec.structs import replace
 from pydantic import ValidationError
 from ray import serve
 from starlette.exceptions import HTTPException
@@ -32,16 +32,14 @@ from actors.orchestrator import Orchestrator
 from kitbash_ray import __version__
 from kitbash_ray.config import Settings, load_settings
 from kitbash_ray.errors import InvalidQuery, StoreError
+from kitbash_ray.gate import BUDGET, MAX_BODY, Gate, refusal
 from kitbash_ray.http_types import ErrorOut, FeedbackIn, QueryIn
+from kitbash_ray.keys import Keyring, keys_file
 from kitbash_ray.knowledge.grain_index import known_cartridges
 from kitbash_ray.token import ensure_token
 from kitbash_ray.types import LAYER_NUMBERS, Answer, Event, Query, encode
 
 APP_NAME = "kitbash"
-#: The largest body that is read, in bytes; a question with a long history is far below.
-MAX_BODY = 1 << 20
-#: Paths that need no token: they tell nothing about questions or knowledge.
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup", "/docs", "/openapi.json"})
 #: Seconds of silence after which a stream of events says that it is still there.
 KEEP_ALIVE_S = 1.0
 JSON = "application/json"
@@ -65,41 +63,6 @@ class PlainRoute(APIRoute):
         return handle
 
 
-class Gate:
-    """Lets in who knows the token, bodies of a sane size, and no more questions than can be worked on."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app = app
-        self._expected = token.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
-            await self._app(scope, receive, send)
-            return
-        given = length = b""
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                given = value
-            elif name == b"content-length":
-                length = value
-        scheme, _, token = given.partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._expected):
-            refused = refusal(
-                401, "A token is needed: send `Authorization: Bearer <token>`; `kitbash status` tells where it is."
-            )
-            refused.headers["WWW-Authenticate"] = "Bearer"
-            await refused(scope, receive, send)
-        elif length.isdigit() and int(length) > MAX_BODY:
-            await refusal(413, f"The body is larger than {MAX_BODY >> 20} MiB.")(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-
-def refusal(status: int, message: str, kind: str = "invalid_request") -> Response:
-    """An error reply in the shape that OpenAI clients know."""
-    return JSONResponse({"error": {"message": message, "type": kind}}, status_code=status)
-
-
 async def read_body(request: Request, example: str) -> bytes:
     """The body. Raises HTTPException when it is empty or too large."""
     body = bytearray()
@@ -120,7 +83,7 @@ def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> AS
     add_blackboard(http, orchestrator)
     add_health(http, orchestrator)
     add_errors(http)
-    return Gate(http, token)
+    return Gate(http, token, Keyring(keys_file(settings)))
 
 
 def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
@@ -135,7 +98,8 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
             return refused
         query = QueryIn.model_validate_json(await read_body(request, '{"query": "..."}')).to_query()
         known_cartridges(query, orchestrator.cartridges())
-        return query
+        # Whoever asks may set a budget for one question; their key's is for the others.
+        return query if query.max_error is not None else replace(query, max_error=request.scope.get(BUDGET))
 
     @http.router.post("/v1/query", responses=REFUSALS, openapi_extra=body | answer, summary="Ask, and get the answer")
     async def query(request: Request) -> Response:

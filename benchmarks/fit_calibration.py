@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import finish, print_table
-from kitbash_ray.calibration import SHIPPED, Calibration, load_calibration, save_calibration
+from kitbash_ray.calibration import SHIPPED, Calibration, save_calibration
 from kitbash_ray.config import PROJECT, load_settings
 from kitbash_ray.evaluation import calibration_error
-from kitbash_ray.fitting import SHIPPED_SAMPLES, Floats, Sample, calibrate, exact_matches, sample, save_samples
+from kitbash_ray.fitting import SHIPPED_SAMPLES, Floats, Sample, calibrate, exact_matches, sample, save_samples, unfitted
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.documents import read_jsonl
 from kitbash_ray.knowledge.embedder import open_embedder
@@ -65,13 +65,13 @@ class Knowledge:
 def ask_all(library: Knowledge, store: VectorStore, verifier: Verifies) -> dict[str, list[Sample]]:
     """What layers 0 and 2 over `library` make of its questions."""
     index = GrainIndex(build_arrays(library.facts, store))
-    shipped = load_calibration()
+    nothing = unfitted()
     asked: dict[str, list[Sample]] = {}
     with tempfile.TemporaryDirectory() as folder:
         build_table(library.facts, store, Path(folder) / "table")
         table = Retrieval(Path(folder) / "table")
-        grain = GrainLayer(index, store.embedder, shipped)
-        for layer in (grain, CartridgeLayer(table, index, shipped, embedder=store.embedder, verifier=verifier)):
+        grain = GrainLayer(index, store.embedder, nothing)
+        for layer in (grain, CartridgeLayer(table, index, nothing, embedder=store.embedder, verifier=verifier)):
             found = asyncio.run(_asked(layer, library.questions))
             asked[layer.name] = [item for item in found if item]
     return asked

@@ -18,10 +18,12 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from actors.deploy import NAMESPACE
+from kitbash_ray.gate import Gate
 from kitbash_ray.http_types import QueryIn
+from kitbash_ray.keys import Keyring, keys_file
 from kitbash_ray.token import find_token
 from kitbash_ray.types import Answer, encode
-from serve_app import Gate, PlainRoute, read_query
+from serve_app import PlainRoute, read_body
 
 http = FastAPI()
 
@@ -45,8 +47,8 @@ class Noop:
 class Bare:
     """The front door's own route, gate and models, with no cascade behind them."""
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+    def __init__(self, settings: Settings) -> None:
+        self._token, self._keys = find_token(settings), Keyring(keys_file(settings))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         bare = FastAPI()
@@ -54,10 +56,10 @@ class Bare:
 
         @bare.router.post("/v1/query")
         async def query(request: Request) -> Response:
-            asked = (await read_query(request)).to_query()
+            asked = QueryIn.model_validate_json(await read_body(request, '{"query": "..."}')).to_query()
             return Response(encode(Answer(asked.id, asked.text, "answered", "ready")), media_type="application/json")
 
-        return Gate(bare, self._token)
+        return Gate(bare, self._token, self._keys)
 
 
 def deployment(kind: type, settings: Settings) -> serve.Deployment:
@@ -73,7 +75,7 @@ def main() -> None:
         address=sys.argv[1], namespace=NAMESPACE, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}}
     )
     serve.run(deployment(Noop, settings).bind(), name="noop", route_prefix="/noop")
-    serve.run(deployment(Bare, settings).bind(find_token(settings)), name="bare", route_prefix="/bare")
+    serve.run(deployment(Bare, settings).bind(settings), name="bare", route_prefix="/bare")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,12 @@ def calibrate(
     return Calibration(f"{date.today()}-{digest}", confidence, upper_bound(wrong, asked), fits), unseen
 
 
+def unfitted() -> Calibration:
+    """A calibration that knows nothing, for collecting evidence: every confidence is a half."""
+    layers = {layer: LayerCalibration(features, (), 0.0, 0, 0.5, ()) for layer, features in FEATURES_OF.items()}
+    return Calibration("unfitted", 1.0, 1.0, layers)
+
+
 def exact_matches(index: GrainIndex, asks: Iterable[tuple[str, str]]) -> tuple[int, int]:
     """Of pairs of a way to ask and its fact's id: how many find another fact, and how many there are."""
     every = Scope(FACTIONS)

@@ -72,7 +72,10 @@ class Query(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Source(Struct, frozen=True, gc=False):
-    """A fact that an answer rests on. `score` is a cosine, `reference` where to look it up."""
+    """A fact that an answer rests on. `score` is a cosine, `reference` where to look it up.
+
+    `quote` is set when the answer quotes a passage: the words of `text` that answer most likely.
+    """
 
     cartridge: str
     fact_id: str
@@ -80,6 +83,7 @@ class Source(Struct, frozen=True, gc=False):
     score: float
     reference: str | None = None
     section: str | None = None
+    quote: str | None = None
 
 
 class LayerResult(Struct, frozen=True, omit_defaults=True, gc=False):

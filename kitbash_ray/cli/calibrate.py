@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from kitbash_ray.bounds import lower_bound, upper_bound
-from kitbash_ray.calibration import Calibration, save_calibration
+from kitbash_ray.calibration import SHIPPED, Calibration, save_calibration
 from kitbash_ray.cli import exits
 from kitbash_ray.cli.console import count, errors, output, progress_bar, start_log
 from kitbash_ray.client import Kitbash
@@ -80,7 +80,8 @@ def _fit(own: Grouped, settings: Settings, alone: bool, language_model: bool, pl
     contents = Library(settings.cartridges_dir).load()
     questions = [(LIBRARY, question) for question in held_out(contents)] + own
     with progress_bar("indexing the cartridges") as report:
-        direct = Direct(settings, report)
+        # A calibration of an older version is what may have to be replaced, so it is not opened.
+        direct = Direct(settings.model_copy(update={"kitbash_calibration": SHIPPED}), report)
     layers: list[Any] = [layer for layer in direct.cascade.layers.values() if not getattr(layer, "unavailable", None)]
     layers = [layer for layer in layers if layer.name != "kobold" or language_model]
     facts = {fact.id: fact.text for fact in contents.facts}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from kitbash_ray.knowledge.quantities import quantity_unsaid
@@ -152,7 +153,6 @@ def _features(
     kind_is_wrong = float(wrong_kind(kind, candidate.text))
     numbers_differ = float(not asked.numbers <= match.words.numbers)
     negation_differs = float(_negation_differs(kind, asked.negated, read(candidate.text).negated or nearest.negated))
-    unexplained = float(kind == "why" and not _CAUSE.search(candidate.text))
     opposite = float(any(opposites(stem) & has for stem in weights if stem not in has))
     asked_before = float(candidate.nearest in candidate.asks)
     unasked = max((weight for stem, weight in near_weights.items() if stem not in weights), default=0.0)
@@ -167,7 +167,7 @@ def _features(
         negation_differs,
         len(asked.names - has - match.words.names) / max(1, len(asked.names)),
         kind_is_wrong,
-        unexplained,
+        float(kind == "why" and not _CAUSE.search(candidate.text)),
         float(bool(set(read(candidate.text).content[:2]) & set(asked.content))),
         sum(weight for stem, weight in near_weights.items() if stem in weights) / (sum(near_weights.values()) or 1.0),
         min(len(asked.content), 12) / 12,
@@ -181,17 +181,15 @@ def _features(
         max((_overlap(weights, read(ask).content, rarity) for ask in candidate.asks), default=0.0),
         *_of_all_texts(candidate, best_other),
         min(len(question.split()), 30) / 30,
-        *_beside_nearest(question, candidate),
-        max((weight for stem, weight in weights.items() if stem not in nearest.content), default=0.0),
-        sorted((0.0, 0.0, *(weight for stem, weight in weights.items() if stem not in has)))[-2],
-        float(asked.numbers != nearest.numbers),
-        candidate.vote,
-        candidate.verified,
+        *_beside_nearest(question, candidate, weights, has),
+        *(candidate.vote, candidate.verified),
     )
 
 
-def _beside_nearest(question: str, candidate: Candidate) -> tuple[float, float, float, float, float]:
-    """The features `ask_negated` to `quantity_unsaid`."""
+def _beside_nearest(
+    question: str, candidate: Candidate, weights: Mapping[str, float], has: AbstractSet[str]
+) -> tuple[float, ...]:
+    """The features `ask_negated` to `ask_numbers`."""
     asked, nearest = read(question), read(candidate.nearest)
     added = scope_words(question) - scope_words(candidate.nearest)
     turned = {stem for stem in asked.content if stem not in nearest.content and opposites(stem) & set(nearest.content)}
@@ -201,6 +199,9 @@ def _beside_nearest(question: str, candidate: Candidate) -> tuple[float, float, 
         min(len(added), 2) / 2,
         min(len(scope_words(candidate.nearest) - scope_words(question)), 2) / 2,
         float(quantity_unsaid(question, candidate.text)),
+        max((weight for stem, weight in weights.items() if stem not in nearest.content), default=0.0),
+        sorted((0.0, 0.0, *(weight for stem, weight in weights.items() if stem not in has)))[-2],
+        float(asked.numbers != nearest.numbers),
     )
 
 

@@ -163,9 +163,9 @@ class GrainIndex:
         return tuple(cosines)
 
     def rarity(self, stem: str) -> float:
-        """How rare a stem is among the facts: near 0 in all of them, 1 and above in none."""
+        """How rare a stem is among all facts, passages too: near 0 in all of them, 1 and above in none."""
         count = self._terms.get(_key(stem), 0)
-        total = len(self) + 1
+        total = int(self._arrays["facts"]) + 1
         return max(0.05, math.log(total / (count + 0.5)) / math.log(total + 1))
 
     def _shortlist(self, vector: npt.NDArray[np.float32], scope: Scope) -> npt.NDArray[np.intp]:
@@ -228,6 +228,7 @@ def is_grain(fact: Fact) -> bool:
 def build_arrays(facts: Sequence[Fact], store: VectorStore, progress: Progress | None = None) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an index over the grains among `facts`."""
     names = sorted({fact.cartridge for fact in facts})
+    terms, known = _term_counts(facts), len(facts)
     facts = [fact for fact in facts if is_grain(fact)]
     rows = [(number, place, text) for number, fact in enumerate(facts) for place, text in enumerate(_texts(fact))]
     vectors = store.vectors([text for _, _, text in rows], progress)
@@ -236,7 +237,6 @@ def build_arrays(facts: Sequence[Fact], store: VectorStore, progress: Progress |
     learned = intent_cartridges([(fact.cartridge, len(fact.asks)) for fact in facts])
     asks = [at for at, (number, place, _) in enumerate(rows) if place and facts[number].cartridge in learned]
     blobs = [_blob(fact) for fact in facts]
-    terms = _term_counts(facts)
     return {
         "keys": np.array([key for key, _ in keys], np.uint64),
         "key_grains": np.array([number for _, number in keys], np.int32),
@@ -249,6 +249,7 @@ def build_arrays(facts: Sequence[Fact], store: VectorStore, progress: Progress |
         "offsets": np.cumsum([0, *map(len, blobs)], dtype=np.int64),
         "blob": np.frombuffer(b"".join(blobs), np.uint8),
         "cartridges": np.frombuffer(json.dumps(names).encode(), np.uint8),
+        "facts": np.array(known, np.int64),
         "term_keys": np.array([_key(stem) for stem in terms], np.uint64),
         "term_counts": np.array(list(terms.values()), np.int32),
         **fit_intents(vectors[np.array(asks, np.intp)], np.array([rows[at][0] for at in asks], np.int32)),

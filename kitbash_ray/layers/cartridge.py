@@ -1,6 +1,6 @@
 """Layer 2: facts found by hybrid retrieval, put together into an answer with citations.
 
-One fact answers alone. A question that names two things ("how do X and Y differ?") is
+One fact answers alone; of a passage, the sentence that answers is quoted. A question that names two things ("how do X and Y differ?") is
 answered from a fact about each. Nothing is said that no fact says.
 """
 
@@ -20,6 +20,7 @@ from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
 from kitbash_ray.knowledge.evidence import Rarity, judge, measure, rounded
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
+from kitbash_ray.knowledge.quotes import Quote, QuoteFit, load_quote_fit, quote
 from kitbash_ray.knowledge.retrieval import Found, Retrieval
 from kitbash_ray.knowledge.text import read, stands_alone, tokens
 from kitbash_ray.knowledge.verifier import Verifies
@@ -37,8 +38,20 @@ Table = tuple[Retrieval, GrainIndex]
 
 
 @dataclass(frozen=True, slots=True)
+class _Cited:
+    """A fact that is cited, and what is quoted of it if it is a passage."""
+
+    found: Found
+    quote: Quote | None = None
+
+    @property
+    def said(self) -> str:
+        return self.quote.sentence if self.quote else self.found.grain.source.text
+
+
+@dataclass(frozen=True, slots=True)
 class _Synthesis:
-    found: tuple[Found, ...]
+    cited: tuple[_Cited, ...]
     confidence: float
     score: float
     evidence: tuple[float, ...] = ()
@@ -57,6 +70,7 @@ class CartridgeLayer:
         self._verifier = verifier
         self._embedder = embedder
         self._fit = calibration.layers[self.name]
+        self._quotes: QuoteFit = load_quote_fit()
         self._thread = ThreadPoolExecutor(2, "cartridge")
 
     def swap(self, retrieval: Retrieval, index: GrainIndex) -> None:
@@ -79,12 +93,12 @@ class CartridgeLayer:
         if JOINING & set(tokens(query.text)):
             pair = self._pair(query.text, vector, found, scope, table)
             best = pair if pair and pair.confidence > best.confidence else best
-        cited = [_source(item) for item in best.found]
+        cited = [_source(item.found, item.quote) for item in best.cited]
         rest = [_source(item) for item in found if item.grain.source.fact_id not in {source.fact_id for source in cited}]
         return LayerResult(
             self.name,
             "answered",
-            text=_text(cited),
+            text=_text(best.cited),
             score=best.score,
             confidence=best.confidence,
             sources=tuple((cited + rest)[: max(len(cited), HANDED_ON)]),
@@ -99,10 +113,15 @@ class CartridgeLayer:
     def _single(self, text: str, found: list[Found], rarity: Rarity) -> _Synthesis:
         candidates = [item.candidate() for item in found]
         best, _ = judge(text, candidates, rarity)
+        if found[best].sentences:
+            said = quote(text, [item for item in found if item.sentences], rarity, self._quotes)
+            if said:
+                return _Synthesis((_Cited(said.found, said),), said.confidence, said.found.cosine)
         [odds] = self._verifier.log_odds(text, [candidates[best]])  # of the best alone: each takes milliseconds
         candidates[best] = changed(candidates[best], verified=odds)
         features = measure(text, candidates, rarity, best)
-        return _Synthesis((found[best],), self._fit.confidence(features), found[best].cosine, rounded(features))
+        cited = (_Cited(found[best]),)
+        return _Synthesis(cited, self._fit.confidence(features), found[best].cosine, rounded(features))
 
     def _pair(self, text: str, vector: Vector, found: list[Found], scope: Scope, table: Table) -> _Synthesis | None:
         """A fact about each of two things: the question is asked again without the words of the one and of the other.
@@ -119,9 +138,9 @@ class CartridgeLayer:
                 return None
             answers.append(self._single(half, again, table[1].rarity))
         first, second = answers
-        if first.found[0].grain.source.fact_id == second.found[0].grain.source.fact_id:
+        if first.cited[0].found.grain.source.fact_id == second.cited[0].found.grain.source.fact_id:
             return None
-        return _Synthesis(first.found + second.found, first.confidence * second.confidence, min(first.score, second.score))
+        return _Synthesis(first.cited + second.cited, first.confidence * second.confidence, min(first.score, second.score))
 
 
 def _halves(text: str, vector: Vector, found: list[Found]) -> tuple[str, str] | None:
@@ -161,11 +180,9 @@ def _words(item: Found) -> set[str]:
     return {stem for text in (item.grain.source.text, *item.grain.asks) for stem in read(text).content}
 
 
-def _source(item: Found) -> Source:
-    return replace(item.grain.source, score=round(item.cosine, 4))
+def _source(item: Found, said: Quote | None = None) -> Source:
+    return replace(item.grain.source, score=round(item.cosine, 4), quote=said.words if said else None)
 
 
-def _text(cited: list[Source]) -> str:
-    if len(cited) == 1:
-        return f"{cited[0].text} [1]"
-    return " ".join(f"{source.text} [{number}]" for number, source in enumerate(cited, 1))
+def _text(cited: tuple[_Cited, ...]) -> str:
+    return " ".join(f"{item.said} [{number}]" for number, item in enumerate(cited, 1))

@@ -275,6 +275,17 @@ async def test_every_sentence_of_layer_2_is_a_cited_fact(cartridge: CartridgeLay
     assert {source.fact_id for source in cited} == {"bio:atp", "bio:dna"}
 
 
+async def test_of_a_passage_the_sentence_that_answers_is_quoted(embedder: Embedder, verifier: Verifier, tmp_path: Path) -> None:
+    text = "The Varnholt dam was built by Ines Holm in 1932. It holds 40 million litres of water."
+    facts, store = [Fact("a:1", "a", "general", text, (), None, excerpt=True)], VectorStore(embedder, tmp_path)
+    build_table(facts, store, tmp_path / "table")
+    table = Retrieval(tmp_path / "table"), GrainIndex(build_arrays(facts, store))
+    layer = CartridgeLayer(*table, load_calibration(), embedder=embedder, verifier=verifier)
+    result = await layer.answer(Query("Who built the Varnholt dam?"))
+    assert result.text == "The Varnholt dam was built by Ines Holm in 1932. [1]"
+    assert [("Ines Holm" in str(source.quote), source.text) for source in result.sources] == [(True, text)]
+
+
 async def test_layer_2_hands_on_what_it_found_even_when_it_is_not_sure(cartridge: CartridgeLayer) -> None:
     result = await cartridge.answer(Query("which organelles burn sugar"))
     assert 1 < len(result.sources) <= 5

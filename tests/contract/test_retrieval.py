@@ -49,7 +49,7 @@ def test_a_fact_is_found_once_by_its_nearest_text_best_first(table: Retrieval) -
     assert found[0].nearest == "what does ATP do"
     assert found[0].cosine == pytest.approx(1, abs=1e-3)
     assert len(ids(found)) == len(found)
-    assert [item.cosine for item in found] == sorted((item.cosine for item in found), reverse=True)
+    assert [item.order for item in found] == sorted((item.order for item in found), reverse=True)
 
 
 def test_a_fact_comes_back_with_everything_that_was_known_of_it(table: Retrieval) -> None:

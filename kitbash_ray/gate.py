@@ -1,0 +1,68 @@
+"""Who may ask: the token or a key in every request, and bodies of a sane size. ASGI; knows no route.
+
+Not here: what is done with a request (serve_app.py), making keys (keys.py).
+"""
+
+from __future__ import annotations
+
+import hmac
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from kitbash_ray.keys import Keyring
+
+#: The largest body that is read, in bytes; a question with a long history is far below.
+MAX_BODY = 1 << 20
+#: Paths that need no token: they tell nothing about questions or knowledge.
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup", "/docs", "/openapi.json"})
+#: Where a request's scope has the error budget of its key.
+BUDGET = "kitbash.max_error"
+
+
+class Gate:
+    """Lets in who knows the token or a key, and bodies of a sane size."""
+
+    def __init__(self, app: ASGIApp, token: str, keys: Keyring) -> None:
+        self._app = app
+        self._expected = token.encode()
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        given = length = b""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                given = value
+            elif name == b"content-length":
+                length = value
+        if not self._known(given, scope):
+            refused = refusal(
+                401, "A token is needed: send `Authorization: Bearer <token>`; `kitbash status` tells where it is."
+            )
+            refused.headers["WWW-Authenticate"] = "Bearer"
+            await refused(scope, receive, send)
+        elif length.isdigit() and int(length) > MAX_BODY:
+            await refusal(413, f"The body is larger than {MAX_BODY >> 20} MiB.")(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _known(self, given: bytes, scope: Scope) -> bool:
+        """Whether a request with this `Authorization` may come in; notes its key's budget in `scope`."""
+        scheme, _, secret = given.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return False
+        if hmac.compare_digest(secret.strip(), self._expected):
+            return True
+        key = self._keys.find(secret.strip().decode("utf-8", "replace"))
+        if key is None:
+            return False
+        scope[BUDGET] = key.max_error
+        return True
+
+
+def refusal(status: int, message: str, kind: str = "invalid_request") -> Response:
+    """An error reply in the shape that OpenAI clients know."""
+    return JSONResponse({"error": {"message": message, "type": kind}}, status_code=status)
