@@ -24,6 +24,6 @@ lint: .venv/ready  ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-lock: .venv/ready  ## compile requirements.lock anew from pyproject.toml
-	@$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --generate-hashes \
+lock: .venv/ready  ## compile requirements.lock anew from pyproject.toml, without the extra train
+	@$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --extra documents --extra dev --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links -q -o requirements.lock

@@ -225,11 +225,11 @@ def asked_id(request: Request) -> str:
 
 def inlined(schema: Any, definitions: Any = None) -> Any:
     """A JSON schema without references, which would lead nowhere inside the OpenAPI document."""
-    definitions = definitions or schema.get("$defs", {})
     if isinstance(schema, list):
         return [inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):
         return schema
+    definitions = schema.get("$defs", {}) if definitions is None else definitions
     if "$ref" in schema:
         return inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
     return {key: inlined(value, definitions) for key, value in schema.items() if key != "$defs"}

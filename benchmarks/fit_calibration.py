@@ -3,7 +3,7 @@
 The questions are those of the shipped cartridges (whose facts have ways to ask) and of the
 development sets in benchmarks/data (whose facts have none, like imported ones): `dev_a` to
 `dev_c` and the cartridges' own questions.jsonl are deliberately obscure, with close near-misses,
-and teach the trees; `dev_d`, and `ordinary` and `everyday` (over the shipped cartridges), are what
+and teach the trees, like `traps_a` and `traps_b`, one small step away from a fact; `dev_d`, and `ordinary` and `everyday` (over the shipped cartridges), are what
 people ordinarily ask, and the error budget is kept on them. `newcomer` (over the shipped
 cartridges) takes no part in any of this; it judges the result.
 
@@ -24,7 +24,7 @@ from benchmarks.common import finish, print_table
 from kitbash_ray.calibration import SHIPPED, Calibration, save_calibration
 from kitbash_ray.config import PROJECT, load_settings
 from kitbash_ray.evaluation import calibration_error
-from kitbash_ray.fitting import SHIPPED_SAMPLES, Floats, Sample, calibrate, exact_matches, sample, save_samples, unfitted
+from kitbash_ray.fitting import SHIPPED_SAMPLES, Floats, Sample, calibrate, exact_matches, fresh, sample, save_samples, unfitted
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.documents import read_jsonl
 from kitbash_ray.knowledge.embedder import open_embedder
@@ -32,6 +32,7 @@ from kitbash_ray.knowledge.grain_index import GrainIndex, build_arrays
 from kitbash_ray.knowledge.library import Library
 from kitbash_ray.knowledge.retrieval import Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
+from kitbash_ray.knowledge.verifier import Verifies, open_verifier
 from kitbash_ray.layers.cartridge import CartridgeLayer
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.questions import Question, held_out
@@ -46,6 +47,8 @@ POOLED = "+others"
 OVER_SHIPPED = ("ordinary", "everyday", "asked_a", "asked_b", "asked_c")
 #: Never fitted, never used to choose anything: it tells how good the rest is.
 JUDGE = "newcomer"
+#: One small step away from a shipped fact, over the shipped cartridges: they teach.
+TRAPS = ("traps_a", "traps_b")
 ORDINARY = frozenset({"dev_d", *OVER_SHIPPED})
 #: The shipped cartridges' own questions: `kitbash calibrate` asks them anew, so they are not stored.
 CARTRIDGES = "cartridges"
@@ -61,7 +64,7 @@ class Knowledge:
     questions: Grouped
 
 
-def ask_all(library: Knowledge, store: VectorStore) -> dict[str, list[Sample]]:
+def ask_all(library: Knowledge, store: VectorStore, verifier: Verifies) -> dict[str, list[Sample]]:
     """What layers 0 and 2 over `library` make of its questions."""
     index = GrainIndex(build_arrays(library.facts, store))
     nothing = unfitted()
@@ -70,7 +73,7 @@ def ask_all(library: Knowledge, store: VectorStore) -> dict[str, list[Sample]]:
         build_table(library.facts, store, Path(folder) / "table")
         table = Retrieval(Path(folder) / "table")
         grain = GrainLayer(index, store.embedder, nothing)
-        for layer in (grain, CartridgeLayer(table, index, nothing, embedder=store.embedder)):
+        for layer in (grain, CartridgeLayer(table, index, nothing, embedder=store.embedder, verifier=verifier)):
             found = asyncio.run(_asked(layer, library.questions))
             asked[layer.name] = [item for item in found if item]
     return asked
@@ -104,10 +107,10 @@ def shipped_library() -> Knowledge:
     contents = Library(PROJECT / "cartridges").load()
     facts = [fact for fact in contents.facts if fact.faction == "general"]
     own = [(CARTRIDGES, question) for question in held_out(contents)]
-    return Knowledge(facts, own + [(name, item) for name in (*OVER_SHIPPED, JUDGE) for item in read_questions(name)])
+    return Knowledge(facts, own + [(name, item) for name in (*OVER_SHIPPED, *TRAPS, JUDGE) for item in read_questions(name)])
 
 
-def collect(store: VectorStore) -> dict[str, list[Sample]]:
+def collect(store: VectorStore, verifier: Verifies) -> dict[str, list[Sample]]:
     """Every question in its own library; the obscure ones on facts without asks also among each other's facts."""
     sets = {folder.name: read_set(folder.name) for folder in sorted(DATA.glob("dev_*"))}
     # Sets on the same subject stay apart: a fact of one answers some near-misses of the other.
@@ -117,7 +120,7 @@ def collect(store: VectorStore) -> dict[str, list[Sample]]:
     )
     found: dict[str, list[Sample]] = {layer: [] for layer in LAYERS}
     for library in (*sets.values(), pooled, shipped_library()):
-        for layer, items in ask_all(library, store).items():
+        for layer, items in ask_all(library, store, verifier).items():
             found[layer] += items
     return found
 
@@ -150,8 +153,8 @@ def main() -> None:
     options = parser.parse_args()
     settings = load_settings()
     store = VectorStore(open_embedder(settings), settings.cache_dir)
-    asked = collect(store)
-    taught = {layer: [item for item in items if item.group != JUDGE] for layer, items in asked.items()}
+    asked = collect(store, open_verifier(settings))
+    taught = fresh({layer: [item for item in items if item.group != JUDGE] for layer, items in asked.items()})
     judging = {layer: [item for item in items if item.group == JUDGE] for layer, items in asked.items()}
     facts = shipped_library().facts
     index = GrainIndex(build_arrays(facts, store))

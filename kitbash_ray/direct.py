@@ -14,6 +14,7 @@ from kitbash_ray.knowledge.grain_index import GrainIndex
 from kitbash_ray.knowledge.index import IndexBuilder, open_builder
 from kitbash_ray.knowledge.retrieval import Retrieval
 from kitbash_ray.knowledge.vectors import Progress
+from kitbash_ray.knowledge.verifier import open_verifier
 from kitbash_ray.layers.bitnet import open_bitnet
 from kitbash_ray.layers.cartridge import CartridgeLayer
 from kitbash_ray.layers.grain import GrainLayer
@@ -72,7 +73,7 @@ class Direct:
             [
                 grain,
                 open_bitnet(settings, calibration),
-                CartridgeLayer(table, index, calibration, embedder=embedder),
+                CartridgeLayer(table, index, calibration, embedder=embedder, verifier=open_verifier(settings)),
                 open_kobold(settings, calibration),
             ],
             settings,

@@ -23,14 +23,17 @@ from kitbash_ray.bounds import lowest_threshold, upper_bound
 from kitbash_ray.calibration import LEAF, Calibration, LayerCalibration, Node
 from kitbash_ray.knowledge.evidence import ALWAYS_AGAINST, ALWAYS_FOR, FEATURES
 from kitbash_ray.knowledge.grain_index import FACTIONS, GrainIndex, Scope
+from kitbash_ray.knowledge.verifier import taught_questions
 from kitbash_ray.layers.generative import TOKEN_FEATURES, TOKENS_FOR
-from kitbash_ray.questions import Question
+from kitbash_ray.questions import Question, question_key
 from kitbash_ray.types import LayerResult
 
 #: The evidence of the question sets that Kitbash ships with, numbers only.
 SHIPPED_SAMPLES = Path(__file__).with_name("held_out.npz")
 #: What each layer's evidence is.
 FEATURES_OF = {"grain": FEATURES, "cartridge": FEATURES, "bitnet": TOKEN_FEATURES, "kobold": TOKEN_FEATURES}
+#: The layer whose evidence has the verifier's opinion in it.
+VERIFIED = "cartridge"
 #: The error budgets that get a threshold of their own; one between two gets that of the stricter.
 BUDGETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 FOLDS = 5
@@ -69,8 +72,9 @@ def sample(question: Question, said: LayerResult, *, traffic: bool, group: str, 
     right = question.right(said) if right is None else right
     if question.refused and not (said.sources and said.sources[0].fact_id == question.refused):
         return None
-    key = int.from_bytes(hashlib.blake2b(question.query.encode(), digest_size=7).digest(), "big")
-    return Sample(key, said.evidence, right, question.answerable, question.kind == "near_miss", traffic, group)
+    return Sample(
+        question_key(question.query), said.evidence, right, question.answerable, question.kind == "near_miss", traffic, group
+    )
 
 
 def calibrate(
@@ -91,6 +95,13 @@ def calibrate(
     # By the rule of succession: what was never seen to fail is not known never to.
     confidence = round(1 - (wrong + 1) / (asked + 2), 4)
     return Calibration(f"{date.today()}-{digest}", confidence, upper_bound(wrong, asked), fits, exact), unseen
+
+
+def fresh(samples: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+    """Those that no evidence was learned from: layer 2's verifier knows its own questions too well."""
+    taught = taught_questions()
+    own = [item for item in samples.get(VERIFIED, ()) if item.question not in taught]
+    return samples | ({VERIFIED: own} if own else {})
 
 
 def unfitted() -> Calibration:

@@ -7,6 +7,7 @@ the right thing is to abstain. Not here: asking (whoever has layers) and countin
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,6 +53,11 @@ class _Line(Question, frozen=True, forbid_unknown_fields=True):
 
     of: str | None = None
     change: str | None = None
+
+
+def question_key(query: str) -> int:
+    """A number by which the same question is known in several sets; 56 bits."""
+    return int.from_bytes(hashlib.blake2b(query.encode(), digest_size=7).digest(), "big")
 
 
 def cited(text: str, sources: tuple[Source, ...]) -> tuple[Source, ...]:

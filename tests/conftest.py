@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from kitbash_ray.config import load_settings
 from kitbash_ray.knowledge.embedder import Embedder, open_embedder
+from kitbash_ray.knowledge.verifier import Verifier, open_verifier
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.testing import write_tiny_gguf
 
@@ -49,6 +50,12 @@ def _clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def embedder() -> Embedder:
     """The real MiniLM, in the cache folder that the program itself uses, so it is converted once."""
     return open_embedder(load_settings())
+
+
+@pytest.fixture(scope="session")
+def verifier() -> Verifier:
+    """The real one, like the embedder."""
+    return open_verifier(load_settings())
 
 
 @pytest.fixture(scope="session")

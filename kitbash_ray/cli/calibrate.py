@@ -19,7 +19,7 @@ from kitbash_ray.cli.console import count, errors, output, progress_bar, start_l
 from kitbash_ray.client import Kitbash
 from kitbash_ray.config import Settings, load_settings
 from kitbash_ray.consensus import agreement
-from kitbash_ray.fitting import FEWEST, Floats, Sample, exact_matches, load_samples, sample
+from kitbash_ray.fitting import FEWEST, Floats, Sample, exact_matches, fresh, load_samples, sample
 from kitbash_ray.fitting import calibrate as fit_all
 from kitbash_ray.knowledge.library import Library
 from kitbash_ray.knowledge.vectors import Progress
@@ -88,7 +88,7 @@ def _fit(own: Grouped, settings: Settings, alone: bool, language_model: bool, pl
     with progress_bar("asking held-out questions") as report:
         asked = asyncio.run(_ask_all(layers, questions, facts, direct.cosine, report))
     shipped = load_samples()
-    samples = {name: _joined(shipped.get(name, []), asked[name], alone) for name in asked}
+    samples = fresh({name: _joined(shipped.get(name, []), asked[name], alone) for name in asked})
     own_exact = exact_matches(direct.index, [(ask, fact.id) for fact in contents.facts for ask in fact.asks])
     # Matching is the same everywhere, so a small library need not prove it alone.
     wrong, of = load_calibration().exact_matches

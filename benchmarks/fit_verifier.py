@@ -1,0 +1,229 @@
+"""Train the verifier of layer 2: MiniLM reads question and fact together and says whether the fact answers.
+
+What is learned are low-rank changes to the matrices of MiniLM's six blocks and a linear head on the
+mean of the token vectors; kitbash_ray/knowledge/verifier.py merges them into a GGUF. Runs on one
+processor core in about a quarter of an hour. Needs the extra `train` (PyTorch). Not here: the pairs
+that it learns from (verifier_pairs.py).
+
+    python -m benchmarks.fit_verifier [--minutes 15] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.common import finish
+from benchmarks.verifier_pairs import Pair, all_pairs, noisy, taught_keys
+from kitbash_ray.config import load_settings
+from kitbash_ray.knowledge.embedder import open_embedder
+from kitbash_ray.knowledge.minilm import weights_folder
+from kitbash_ray.knowledge.vectors import VectorStore
+from kitbash_ray.knowledge.verifier import MATRICES, MAX_TOKENS, SHIPPED, side_by_side
+
+BLOCKS, WIDTH, HEADS = 6, 384, 12
+RANK = 32
+BATCH, STEP = 32, 1e-3
+#: How often the nearest way to ask is left out: imported facts have none.
+WITHOUT_ASK = 0.3
+#: Of the plain neighbours, which are the most and the easiest, this share is read in a round.
+NEIGHBOURS_READ = 0.5
+HALF = torch.bfloat16
+
+
+class CrossEncoder(torch.nn.Module):
+    """MiniLM with low-rank changes, mean pooling and one logit. Frozen weights are kept in 16 bits."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        super().__init__()
+        weights = {name.removeprefix("bert."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+        self.frozen = {name: tensor.float() for name, tensor in weights.items() if tensor.is_floating_point()}
+        self.set_type(HALF)
+        self.down, self.up = torch.nn.ParameterDict(), torch.nn.ParameterDict()
+        for name, matrix in self._matrices():
+            outputs, inputs = matrix.shape
+            self.down[name] = torch.nn.Parameter(torch.randn(RANK, inputs) / inputs**0.5)
+            self.up[name] = torch.nn.Parameter(torch.zeros(outputs, RANK))
+        self.head = torch.nn.Linear(WIDTH, 1)
+        torch.nn.init.normal_(self.head.weight, std=0.02)
+
+    def set_type(self, kind: torch.dtype) -> None:
+        """Compute in this type from now on."""
+        self.kind = kind
+        self.typed = {name: tensor.to(kind) for name, tensor in self.frozen.items()}
+
+    def _matrices(self) -> Iterator[tuple[str, Any]]:
+        for block in range(BLOCKS):
+            for part in MATRICES:
+                yield f"{block}/{part.replace('.', '/')}", self.frozen[f"encoder.layer.{block}.{part}.weight"]
+
+    def _linear(self, block: int, part: str, x: Any) -> Any:
+        prefix, name = f"encoder.layer.{block}.{part}", f"{block}/{part.replace('.', '/')}"
+        plain = F.linear(x, self.typed[prefix + ".weight"], self.typed[prefix + ".bias"])
+        change = F.linear(x, self.down[name].to(self.kind)).flatten(0, 1)
+        return torch.addmm(plain.flatten(0, 1), change, self.up[name].to(self.kind).t()).view(plain.shape)
+
+    def _norm(self, name: str, x: Any) -> Any:
+        return F.layer_norm(x, (WIDTH,), self.typed[name + ".weight"], self.typed[name + ".bias"], 1e-12)
+
+    def forward(self, ids: Any, mask: Any) -> Any:
+        texts, length = ids.shape
+        typed, e = self.typed, "embeddings."
+        x = typed[e + "word_embeddings.weight"][ids] + typed[e + "position_embeddings.weight"][:length]
+        x = self._norm(e + "LayerNorm", x + typed[e + "token_type_embeddings.weight"][0])
+        hidden = ((1 - mask) * -30000.0)[:, None, None, :].to(self.kind)
+
+        def split(y: Any) -> Any:
+            return y.view(texts, length, HEADS, WIDTH // HEADS).transpose(1, 2)
+
+        for block in range(BLOCKS):
+            query = split(self._linear(block, "attention.self.query", x)) * (WIDTH / HEADS) ** -0.5
+            looks = query @ split(self._linear(block, "attention.self.key", x)).transpose(-1, -2) + hidden
+            seen = looks.softmax(-1) @ split(self._linear(block, "attention.self.value", x))
+            seen = self._linear(block, "attention.output.dense", seen.transpose(1, 2).reshape(x.shape))
+            x = self._norm(f"encoder.layer.{block}.attention.output.LayerNorm", x + seen)
+            # llama.cpp computes this approximation of GELU.
+            inner = F.gelu(self._linear(block, "intermediate.dense", x), approximate="tanh")
+            x = self._norm(f"encoder.layer.{block}.output.LayerNorm", x + self._linear(block, "output.dense", inner))
+        x, kept = x.float(), mask[:, :, None]
+        return self.head((x * kept).sum(1) / kept.sum(1))[:, 0]
+
+
+class Reader:
+    """Pairs to tensors of word pieces."""
+
+    def __init__(self, folder: Path, rnd: random.Random) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._rnd = rnd
+
+    def text(self, pair: Pair, noise: bool) -> str:
+        rnd = self._rnd
+        question = noisy(pair.question, rnd) if noise else pair.question
+        without = noise and rnd.random() < WITHOUT_ASK
+        if without or not pair.asks:
+            return side_by_side(question, pair.statement, "")
+        second = noise and len(pair.asks) > 1 and rnd.random() < 0.15
+        return side_by_side(question, pair.statement, pair.asks[int(second)])
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [found.ids[:MAX_TOKENS] for found in self._tokenizer.encode_batch(list(texts))]
+
+
+def padded(rows: Sequence[list[int]]) -> tuple[Any, Any]:
+    """Ids and mask; lengths are multiples of 8, which the processor's matrix unit likes."""
+    length = -(-max(map(len, rows)) // 8) * 8
+    ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length)
+    for at, row in enumerate(rows):
+        ids[at, : len(row)], mask[at, : len(row)] = torch.tensor(row), 1.0
+    return ids, mask
+
+
+def batches(pairs: Sequence[Pair], reader: Reader, rnd: random.Random) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """One round over the pairs, texts of one length together, in random order."""
+    read = [pair for pair in pairs if pair.kind != "neighbour" or rnd.random() < NEIGHBOURS_READ]
+    rnd.shuffle(read)
+    for start in range(0, len(read), BATCH * 40):
+        chunk = read[start : start + BATCH * 40]
+        rows = reader.ids([reader.text(pair, noise=True) for pair in chunk])
+        order = sorted(range(len(chunk)), key=lambda at: len(rows[at]))
+        groups = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
+        rnd.shuffle(groups)
+        for group in groups:
+            right = torch.tensor([float(chunk[at].answers) for at in group])
+            weight = torch.tensor([chunk[at].weight for at in group])
+            yield *padded([rows[at] for at in group]), right, weight
+
+
+@torch.no_grad()
+def logits(model: CrossEncoder, rows: Sequence[list[int]]) -> Any:
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
+    found = np.zeros(len(rows), np.float32)
+    for start in range(0, len(order), BATCH):
+        group = order[start : start + BATCH]
+        found[group] = model(*padded([rows[at] for at in group])).numpy()
+    return found
+
+
+def told_apart(model: CrossEncoder, pairs: Sequence[Pair], reader: Reader) -> dict[str, float]:
+    """The area under the curve of each kind of wrong pair against the right ones of its source."""
+    from sklearn.metrics import roc_auc_score
+
+    scores = logits(model, reader.ids([reader.text(pair, noise=False) for pair in pairs]))
+    kinds = np.array([pair.kind for pair in pairs])
+    against = {"neighbour": "own", "swap": "own", "trap": "control", "obscure wrong": "obscure right"}
+    areas = {}
+    for wrong, right in against.items():
+        chosen = (kinds == wrong) | (kinds == right)
+        areas[wrong] = round(float(roc_auc_score(kinds[chosen] == right, scores[chosen])), 4)
+    return areas
+
+
+def train(model: CrossEncoder, pairs: Sequence[Pair], reader: Reader, minutes: float, rnd: random.Random) -> int:
+    """Learn until the time is up, the step falling to nothing; the number of pairs read."""
+    changes = [*model.down.parameters(), *model.up.parameters()]
+    optimizer = torch.optim.AdamW([*changes, *model.head.parameters()], lr=STEP, weight_decay=0.01)
+    start, seen, running, rounds = time.monotonic(), 0, 0.7, 0
+    while True:
+        for ids, mask, right, weight in batches(pairs, reader, rnd):
+            done = (time.monotonic() - start) / (60 * minutes)
+            if done >= 1:
+                return seen
+            for group in optimizer.param_groups:
+                group["lr"] = STEP * min(1.0, done / 0.04 + 0.02) * max(0.01, 1 - done)
+            loss = (F.binary_cross_entropy_with_logits(model(ids, mask), right, reduction="none") * weight).sum() / weight.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(changes, 1.0)
+            optimizer.step()
+            seen += len(ids)
+            running += 0.01 * (loss.item() - running)
+            if seen // BATCH % 50 == 0:
+                print(f"{100 * done:.0f} %, round {rounds}, {seen} pairs, loss {running:.3f}", flush=True)
+        rounds += 1
+
+
+def save(model: CrossEncoder, path: Path) -> None:
+    """The changes and the head in 16 bits."""
+    arrays = {"head.weight": model.head.weight.detach().numpy()[0], "head.bias": model.head.bias.detach().numpy()}
+    for name in model.down:
+        plain = name.replace("/", ".")
+        arrays[f"{plain}.down"] = model.down[name].detach().numpy()
+        arrays[f"{plain}.up"] = model.up[name].detach().numpy()
+    taught = np.array(sorted(taught_keys()), np.int64)
+    np.savez_compressed(path, **{name: array.astype(np.float16) for name, array in arrays.items()}, seen=taught)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--write", action="store_true", help="replace verifier.npz in kitbash_ray/knowledge/")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # on shared cores two threads wait for each other
+    torch.manual_seed(0)
+    rnd, settings, folder = random.Random(0), load_settings(), weights_folder()
+    pairs = all_pairs(VectorStore(open_embedder(settings), settings.cache_dir))
+    reader, model = Reader(folder, rnd), CrossEncoder(folder)
+    held_out = [pair for pair in pairs if pair.held_out]
+    seen = train(model, [pair for pair in pairs if not pair.held_out], reader, options.minutes, rnd)
+    areas = told_apart(model, held_out, reader)
+    if options.write:
+        save(model, SHIPPED)
+    finish("fit_verifier", {"pairs_read": seen, **{name.replace(" ", "_"): area for name, area in areas.items()}}, {})
+
+
+if __name__ == "__main__":
+    main()
