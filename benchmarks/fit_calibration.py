@@ -122,6 +122,8 @@ def collect(store: VectorStore, verifier: Verifies) -> dict[str, list[Sample]]:
     for library in (*sets.values(), pooled, shipped_library()):
         for layer, items in ask_all(library, store, verifier).items():
             found[layer] += items
+    # The verifier of layer 2 has learned from the traps already; without its opinion they would only blur the fit.
+    found["cartridge"] = [item for item in found["cartridge"] if item.group not in TRAPS]
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+from msgspec.structs import replace
 
 from kitbash_ray.bounds import lowest_threshold, upper_bound
 from kitbash_ray.calibration import LEAF, Calibration, LayerCalibration, Node
@@ -98,9 +99,15 @@ def calibrate(
 
 
 def fresh(samples: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
-    """Those that no evidence was learned from: layer 2's verifier knows its own questions too well."""
-    taught = taught_questions()
-    own = [item for item in samples.get(VERIFIED, ()) if item.question not in taught]
+    """The samples without the verifier's opinion of questions that it has learned from: of these it knows too much.
+
+    It is 0 there, as of somebody who cannot tell.
+    """
+    taught, at = taught_questions(), FEATURES.index("verified")
+    own = [
+        replace(item, evidence=(*item.evidence[:at], 0.0, *item.evidence[at + 1 :])) if item.question in taught else item
+        for item in samples.get(VERIFIED, ())
+    ]
     return samples | ({VERIFIED: own} if own else {})
 
 
