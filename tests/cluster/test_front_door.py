@@ -206,7 +206,8 @@ def test_the_openapi_document_is_whole(stranger: httpx.Client) -> None:
     assert document["openapi"].startswith("3.")
     assert document["info"]["title"] == "Kitbash"
     assert {path for path in document["paths"] if path.startswith("/v1")} == {
-        "/v1/query", "/v1/query/stream", "/v1/queries/{query_id}", "/v1/queries/{query_id}/events", "/v1/queries/{query_id}/feedback", "/v1/feed", "/v1/layers",
+        "/v1/query", "/v1/query/stream", "/v1/queries/{query_id}", "/v1/queries/{query_id}/events",
+        "/v1/queries/{query_id}/feedback", "/v1/feed", "/v1/layers",
     }  # fmt: skip
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
