@@ -278,7 +278,7 @@ def test_questions_whose_clients_are_gone_take_no_place(cluster: Cluster, http: 
     with stopped(cluster.pid("kobold")):
         with ThreadPoolExecutor(MAX_IN_FLIGHT) as pool:
             list(pool.map(lambda number: _leave_after(cluster, f"{UNKNOWN} {number}", 1.5), range(MAX_IN_FLIGHT)))
-        eventually(lambda: _refused(http, "/v1/query") is None, 3, "there is a place again")
+        eventually(lambda: _refused(http, "/v1/query") is None, 5, "there is a place again")
 
 
 def _leave_at_layer_4(cluster: Cluster) -> str:
