@@ -213,7 +213,7 @@ def compare(sizes: Sequence[int], questions: Utterances) -> list[tuple[object, .
 
 def trusted(asked: Asked, budget: float) -> tuple[float, float]:
     """Error and coverage of the answerable at the threshold that ships for this budget."""
-    taken = asked.confidence >= load_calibration().layers["grain"].threshold(budget)
+    taken = asked.confidence >= load_calibration().enough("grain", budget)
     return float((~asked.right[taken]).mean()), float((taken & asked.right).sum() / asked.answerable.sum())
 
 
