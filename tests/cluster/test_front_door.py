@@ -277,8 +277,8 @@ def test_a_streamed_question_whose_client_is_gone_is_cancelled_though_the_layer_
 def test_questions_whose_clients_are_gone_take_no_place(cluster: Cluster, http: httpx.Client) -> None:
     with stopped(cluster.pid("kobold")):
         with ThreadPoolExecutor(MAX_IN_FLIGHT) as pool:
-            list(pool.map(lambda number: _leave_after(cluster, f"{UNKNOWN} {number}", 1.5), range(MAX_IN_FLIGHT)))
-        eventually(lambda: _refused(http, "/v1/query") is None, 5, "there is a place again")
+            list(pool.map(lambda number: _leave_after(cluster, f"{UNKNOWN} {number}", 3.0), range(MAX_IN_FLIGHT)))
+        eventually(lambda: _refused(http, "/v1/query") is None, 4, "there is a place again")
 
 
 def _leave_at_layer_4(cluster: Cluster) -> str:
