@@ -40,8 +40,6 @@ from kitbash_ray.token import ensure_token
 from kitbash_ray.types import LAYER_NUMBERS, Answer, Event, Query, encode
 
 APP_NAME = "kitbash"
-#: Seconds of silence after which a stream of events says that it is still there.
-KEEP_ALIVE_S = 1.0
 JSON = "application/json"
 QUERY_ID = re.compile(r"q_[0-9a-f]{16}", re.ASCII)
 #: A place in the feed: the id of a Redis stream entry, or `$` for now.
@@ -98,8 +96,9 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
             return refused
         query = QueryIn.model_validate_json(await read_body(request, '{"query": "..."}')).to_query()
         known_cartridges(query, orchestrator.cartridges())
+        budget = request.scope.get(BUDGET)
         # Whoever asks may set a budget for one question; their key's is for the others.
-        return query if query.max_error is not None else replace(query, max_error=request.scope.get(BUDGET))
+        return query if budget is None or query.max_error is not None else replace(query, max_error=budget)
 
     @http.router.post("/v1/query", responses=REFUSALS, openapi_extra=body | answer, summary="Ask, and get the answer")
     async def query(request: Request) -> Response:
@@ -240,7 +239,7 @@ class EventStream(StreamingResponse):
 
     def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        self._lines = kept_alive(lines)
+        self._lines = lines
         super().__init__(self._lines, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -251,34 +250,6 @@ class EventStream(StreamingResponse):
             closing = asyncio.ensure_future(self._lines.aclose())
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(closing)
-
-
-async def kept_alive(lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """`lines`, and a comment after each second of silence.
-
-    HAProxy tells of a client that closed its connection only when a write to it fails, so
-    without the comments a question nobody waits for would keep its layer until the timeout.
-    """
-    step: asyncio.Future[bytes | None] | None = None
-    try:
-        while True:
-            step = step or asyncio.ensure_future(next_line(lines))
-            done, _ = await asyncio.wait((step,), timeout=KEEP_ALIVE_S)
-            if not done:
-                yield b": still at work\n\n"
-            elif (line := step.result()) is None:
-                return
-            else:
-                step = None
-                yield line
-    finally:
-        if step and step.cancel():  # a generator that is running cannot be closed
-            await asyncio.wait((step,))
-        await lines.aclose()
-
-
-async def next_line(lines: AsyncGenerator[bytes, None]) -> bytes | None:
-    return await anext(lines, None)
 
 
 async def event_lines(orchestrator: Orchestrator, query: Query) -> AsyncGenerator[bytes, None]:

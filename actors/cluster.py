@@ -25,6 +25,7 @@ from typing import Any
 import httpx
 import psutil
 
+from actors.haproxy import free_port, haproxy_environment
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment, ray_auth
 from kitbash_ray.errors import ClusterError
 from kitbash_ray.knowledge.index import open_builder
@@ -97,7 +98,7 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
         tell("starting Redis")
         redis_pid = RedisServer(settings.state_dir).start(environment)
     tell("starting Ray")
-    port = _free_port()
+    port = free_port()
     process = _spawn_ray(settings, environment, port)
     found = Running(
         id=cluster_id,
@@ -144,20 +145,13 @@ def _index(settings: Settings, tell: Tell) -> None:
 def _environment(cluster_id: str) -> dict[str, str]:
     """What Ray's processes need: the mark, HAProxy mode, and ports and paths of their own."""
     folder = Path("/tmp") / f"kitbash-{cluster_id}"  # short: it holds a Unix socket
-    http_port = _free_port()
+    http_port = free_port()
     return {
         CLUSTER_MARK: cluster_id,
-        "RAY_SERVE_ENABLE_HA_PROXY": "1" if sys.platform == "linux" else "0",
+        **haproxy_environment(folder),
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http_port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http_port + 200),
         "RAY_AUTH_MODE": ray_auth(),  # said to all: a driver with an address does not look for the token itself
@@ -177,9 +171,9 @@ def _spawn_ray(settings: Settings, environment: dict[str, str], port: int) -> su
         settings.kobold_resource: UNITS,
     }
     options = {
-        "node-ip-address": "127.0.0.1", "port": str(port), "ray-client-server-port": str(_free_port()),
+        "node-ip-address": "127.0.0.1", "port": str(port), "ray-client-server-port": str(free_port()),
         "dashboard-host": "127.0.0.1", "dashboard-port": str(settings.kitbash_dashboard_port),
-        "dashboard-agent-listen-port": str(_free_port()), "metrics-export-port": str(_free_port()),
+        "dashboard-agent-listen-port": str(free_port()), "metrics-export-port": str(free_port()),
         "resources": json.dumps(resources), "object-store-memory": str(OBJECT_STORE_BYTES),
         "num-cpus": str(os.cpu_count() or 1),
     }  # fmt: skip
@@ -263,12 +257,6 @@ def _holder(port: int) -> str:
             if connection.status == psutil.CONN_LISTEN and address and address.port == port and connection.pid:
                 return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(url: str, seconds: float) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import operator
-import socket
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -38,9 +37,3 @@ def finish(name: str, metrics: Mapping[str, float], targets: Targets) -> None:
             {"benchmark": name, "metrics": dict(metrics), "targets": {k: list(v) for k, v in targets.items()}, "met": met}
         )
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -25,7 +25,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.common import finish, free_port, print_table
+from actors.haproxy import free_port
+from benchmarks.common import finish, print_table
 from kitbash_ray.config import load_settings
 from kitbash_ray.token import find_token
 

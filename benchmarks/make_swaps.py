@@ -15,7 +15,8 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
 from pathlib import Path
 
 from benchmarks.swaps import KINDS
@@ -99,19 +100,20 @@ def superset(ask: str) -> Iterator[str]:
 
 
 def unit(ask: str) -> Iterator[str]:
-    for line in QUANTITIES:
-        for said in line:
-            for other in line:
-                if said != other:
-                    yield from replace_word(ask, said, other)
+    """Another quantity than was asked for."""
+    yield from other_of(QUANTITIES, ask)
 
 
 def asked_property(ask: str) -> Iterator[str]:
-    for line in PROPERTIES:
-        for said in line:
-            for other in line:
-                if said != other:
-                    yield from replace_word(ask, said, other)
+    """Another property of the same thing."""
+    yield from other_of(PROPERTIES, ask)
+
+
+def other_of(lines: Sequence[Sequence[str]], ask: str) -> Iterator[str]:
+    """`ask` with what it says of any line replaced by each other entry of that line."""
+    for line in lines:
+        for said, other in permutations(line, 2):
+            yield from replace_word(ask, said, other)
 
 
 def number(ask: str) -> Iterator[str]:

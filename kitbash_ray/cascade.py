@@ -104,9 +104,9 @@ class Cascade:
             run.take(await self._compared(result, run.results))
 
     async def _compared(self, result: LayerResult, earlier: Sequence[LayerResult]) -> LayerResult:
-        """`result` with how far it agrees with each earlier answer."""
-        answers = [other for other in earlier if other.outcome == "answered"]
-        if result.outcome != "answered" or not answers:
+        """`result` with how far it agrees with each earlier answer. Without a confidence it weighs nothing."""
+        answers = [other for other in earlier if _weighs(other)]
+        if not answers or not _weighs(result):
             return result
         return replace(result, agrees=tuple([(other.layer, await self._agreement(result, other)) for other in answers]))
 
@@ -140,6 +140,10 @@ class Cascade:
     def _seconds(self, run: _Run, layer: Layer | StreamingLayer) -> float:
         own, left = self._timeouts.get(layer.name, 60.0), run.seconds_left()
         return own if left is None else max(0.0, min(own, left))
+
+
+def _weighs(result: LayerResult) -> bool:
+    return result.outcome == "answered" and result.confidence is not None
 
 
 async def _streamed(run: _Run, layer: StreamingLayer) -> LayerResult:

@@ -45,15 +45,7 @@ class Embedder:
 
     def __init__(self, model: Path, *, threads: int = 2) -> None:
         """Load `model`. Raises ModelError when it is no embedding GGUF."""
-        self._llama: Any = load_gguf(
-            model,
-            embedding=True,
-            n_ctx=MAX_TOKENS,
-            n_batch=MAX_TOKENS,
-            n_ubatch=MAX_TOKENS,
-            n_threads=threads,
-            n_threads_batch=threads,
-        )
+        self._llama = load_encoder(model, max_tokens=MAX_TOKENS, threads=threads)
         self._lock = threading.Lock()
         self.model_id = _model_id(model)
         self.dimensions = int(self._llama.n_embd())
@@ -77,6 +69,19 @@ class Embedder:
     def _embed_one(self, text: str) -> list[float]:
         with self._lock:
             return cast(list[float], self._llama.embed(text, normalize=True, truncate=True))
+
+
+def load_encoder(model: Path, *, max_tokens: int, threads: int) -> Any:
+    """llama.cpp's embedding context over `model`, for texts of up to `max_tokens`, read in one piece."""
+    return load_gguf(
+        model,
+        embedding=True,
+        n_ctx=max_tokens,
+        n_batch=max_tokens,
+        n_ubatch=max_tokens,
+        n_threads=threads,
+        n_threads_batch=threads,
+    )
 
 
 def open_embedder(settings: Settings) -> Embedder:

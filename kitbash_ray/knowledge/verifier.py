@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kitbash_ray.engines.llama_cpp import load_gguf
+from kitbash_ray.knowledge.embedder import load_encoder
 from kitbash_ray.knowledge.evidence import Candidate
 from kitbash_ray.knowledge.minilm import convert_once, half_type, read_weights
 
@@ -62,15 +62,7 @@ class Verifier:
         """
         learned = read_changes(changes)
         self._head, self._bias = learned["head.weight"], float(learned["head.bias"][0])
-        self._llama: Any = load_gguf(
-            ensure_verifier(cache_dir, changes),
-            embedding=True,
-            n_ctx=MAX_TOKENS,
-            n_batch=MAX_TOKENS,
-            n_ubatch=MAX_TOKENS,
-            n_threads=threads,
-            n_threads_batch=threads,
-        )
+        self._llama = load_encoder(ensure_verifier(cache_dir, changes), max_tokens=MAX_TOKENS, threads=threads)
         self._lock = threading.Lock()
 
     def log_odds(self, question: str, candidates: Sequence[Candidate]) -> list[float]:

@@ -12,11 +12,12 @@ import httpx
 import pytest
 
 from actors import cluster as local
+from actors.haproxy import free_port
 from kitbash_ray import Kitbash
 from kitbash_ray.config import Settings, load_settings
 from kitbash_ray.testing import write_tiny_gguf
 
-from .harness import Cluster, copy_cartridges, eventually, free_port, listeners, listening, naming, processes
+from .harness import Cluster, copy_cartridges, eventually, listeners, listening, naming, processes
 
 HERE = Path(__file__).parent
 #: Questions worked on at once: few, so that overload is cheap to make.

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from actors.haproxy import free_port
 from kitbash_ray import Kitbash
 from kitbash_ray.config import PROJECT
 
-from .harness import ATP, FICTION, KITBASH, UNKNOWN, Cluster, eventually, fact_text, free_port, is_free, naming, run
+from .harness import ATP, FICTION, KITBASH, UNKNOWN, Cluster, eventually, fact_text, is_free, naming, run
 
 KEYS = {"query_id", "query", "status", "answer", "layer", "confidence", "sources", "path", "latency_ms"}
 ESCAPE = "\x1b"

@@ -14,6 +14,10 @@ import pytest
 from redis.asyncio import Redis
 
 from actors.orchestrator import redis_client
+from kitbash_ray.calibration import load_calibration
+from kitbash_ray.config import load_settings
+from kitbash_ray.layers.bitnet import BitnetLayer, open_bitnet
+from kitbash_ray.layers.kobold import KoboldLayer, open_kobold
 from kitbash_ray.recorder import Recorder
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.types import Answer, Event, LayerResult, Query, Source
@@ -87,3 +91,13 @@ def life() -> Callable[..., list[Event]]:
         return [Event(query_id, seq, 1000.5 + seq, **step) for seq, step in enumerate(steps)]  # type: ignore[arg-type]
 
     return events
+
+
+@pytest.fixture
+def bitnet(tiny_gguf: Path) -> BitnetLayer:
+    return open_bitnet(load_settings(bitnet_model=tiny_gguf, bitnet_max_tokens=8), load_calibration())
+
+
+@pytest.fixture
+def kobold(tiny_gguf: Path) -> KoboldLayer:
+    return open_kobold(load_settings(kobold_model=tiny_gguf, kobold_max_tokens=8), load_calibration())

