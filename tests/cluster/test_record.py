@@ -53,7 +53,7 @@ def test_replay_decides_anew_with_the_other_policy(cluster: Cluster, asked: str)
 def test_replay_says_which_layer_was_not_asked_then(cluster: Cluster, client: Kitbash) -> None:
     answer = client.ask(PARAPHRASE)
     assert (answer.status, answer.layer, len(answer.path)) == ("answered", "grain", 1)
-    done = cluster.command("replay", answer.query_id, "--max-error", "0.001", COLUMNS="200")
+    done = cluster.command("replay", answer.query_id, "--policy", "calibrated", "--max-error", "0.001", COLUMNS="200")
     assert done.returncode == 0, done.stderr
     assert "was not asked then" in done.stdout
 
