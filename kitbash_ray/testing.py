@@ -172,10 +172,10 @@ TINY_WORDS = """the cell water light energy sun leaf root stone river cloud bird
     heat cold north south moon star wind rain snow sand fire glass paper ink wheel clock bell door roof wall""".split()
 
 
-def write_tiny_gguf(path: Path, *, seed: int = 0) -> Path:
+def write_tiny_gguf(path: Path, *, seed: int = 0, weights: str = "F32") -> Path:
     """Write a random model of architecture `llama` to `path`: under a megabyte, real llama.cpp.
 
-    Its tokens are the 256 bytes and `TINY_WORDS`; it writes only the words and ends by length.
+    `weights` is the ggml type of its matrices, F32 or one that takes rows of 64 (Q8_0, Q4_0). Its tokens are the 256 bytes and `TINY_WORDS`; it writes only the words and ends by length.
     """
     import gguf
 
@@ -188,10 +188,13 @@ def write_tiny_gguf(path: Path, *, seed: int = 0) -> Path:
     writer.add_head_count(TINY_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(TINY_EMBED // TINY_HEADS)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     size = _add_tiny_vocabulary(writer)
+    kind = gguf.GGMLQuantizationType[weights]
     for name, tensor in _tiny_tensors(size, np.random.default_rng(seed)):
-        writer.add_tensor(name, tensor.astype(np.float32))
+        if tensor.ndim == 2 and weights != "F32":
+            writer.add_tensor(name, gguf.quants.quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, tensor.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

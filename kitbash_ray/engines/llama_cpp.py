@@ -47,6 +47,7 @@ def load_gguf(model: Path, **parameters: Any) -> Any:
             raise ModelError(f"{str(model)!r} is no GGUF file (its first four bytes are not 'GGUF').")
     complaints = _capture_log(llama_cpp)
     complaints.clear()
+    _avoid_amx()
     try:
         return llama_cpp.Llama(model_path=str(model), verbose=False, **parameters)
     except Exception as error:  # llama-cpp-python raises ValueError, AssertionError, RuntimeError and more
@@ -223,6 +224,27 @@ async def _in_thread(source: Iterator[Piece], cancelled: threading.Event) -> Asy
         cancelled.set()
         # Shielded: whoever closes us must not take the context while the thread still uses it.
         await asyncio.shield(running)
+
+
+@cache
+def _avoid_amx() -> None:
+    """Keep weights out of ggml's AMX buffers where it was built with them.
+
+    Its matrix product over Q4_0, Q4_K, Q6_K and Q8_0 ends the process on such processors
+    (llama.cpp issue 20824). The setting is in no parameter of `Llama`, only in C's defaults.
+    """
+    from llama_cpp import llama_cpp as binding
+
+    if b"AMX_INT8 = 1" not in binding.llama_print_system_info():
+        return
+    defaults = binding.llama_model_default_params
+
+    def without_extra_buffers() -> Any:
+        parameters = defaults()
+        parameters.use_extra_bufts = False
+        return parameters
+
+    binding.llama_model_default_params = without_extra_buffers
 
 
 @cache

@@ -223,6 +223,12 @@ async def test_the_end_of_a_turn_ends_a_generation(llama: LlamaCpp, tmp_path: Pa
     assert await text_of(chat) == "".join(whole[:2])
 
 
+@pytest.mark.parametrize("weights", ["Q8_0", "Q4_0", "Q4_1", "Q5_0"])
+async def test_a_quantized_model_generates(weights: str, tmp_path: Path) -> None:
+    engine = LlamaCpp(write_tiny_gguf(tmp_path / "model.gguf", weights=weights), context_tokens=64)
+    assert await text_of(engine)
+
+
 def _half(good: bytes) -> bytes:
     return good[: len(good) // 2]
 
