@@ -53,6 +53,22 @@ class Turn(Struct, frozen=True, omit_defaults=True, gc=False):
     text: str
 
 
+class Message(Struct, frozen=True, omit_defaults=True, gc=False):
+    """One message as a model gets it, in the fields of OpenAI's chat completions."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str | None = None
+
+
+class Usage(Struct, frozen=True, gc=False):
+    """What a generation read and wrote, in the engine's tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class Query(Struct, frozen=True, omit_defaults=True, gc=False):
     """One question with its context.
 
