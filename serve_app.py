@@ -12,65 +12,34 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi.routing import APIRoute
-from msgspec.structs import replace
-from pydantic import ValidationError
+from fastapi.responses import JSONResponse, Response
 from ray import serve
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
+from actors.chat_routes import add_chat
 from actors.frontdoor import open_orchestrator
 from actors.orchestrator import Orchestrator
 from kitbash_ray import __version__
+from kitbash_ray.asgi import JSON, REFUSALS, EventStream, PlainRoute, add_errors, inlined, read_body
 from kitbash_ray.config import Settings, load_settings
-from kitbash_ray.errors import InvalidQuery, StoreError
-from kitbash_ray.gate import BUDGET, MAX_BODY, Gate, refusal
-from kitbash_ray.http_types import ErrorOut, FeedbackIn, QueryIn
+from kitbash_ray.errors import StoreError
+from kitbash_ray.gate import BUDGET, Gate, overloaded, refusal
+from kitbash_ray.http_types import FeedbackIn, QueryIn, within_budget
 from kitbash_ray.keys import Keyring, keys_file
 from kitbash_ray.knowledge.grain_index import known_cartridges
 from kitbash_ray.token import ensure_token
 from kitbash_ray.types import LAYER_NUMBERS, Answer, Event, Query, encode
 
 APP_NAME = "kitbash"
-JSON = "application/json"
 QUERY_ID = re.compile(r"q_[0-9a-f]{16}", re.ASCII)
 #: A place in the feed: the id of a Redis stream entry, or `$` for now.
 FEED_POSITION = re.compile(r"\$|\d{1,15}(-\d{1,15})?", re.ASCII)
-REFUSALS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorOut} for code in (400, 401, 413, 429)}
-
-
-class PlainRoute(APIRoute):
-    """A route whose endpoint takes the request and reads the body itself.
-
-    FastAPI's reading of parameters costs more than a layer-0 lookup; the description of the
-    API is still made from the declared models.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        async def handle(request: Request) -> Response:
-            return await self.endpoint(request)  # type: ignore[no-any-return]
-
-        return handle
-
-
-async def read_body(request: Request, example: str) -> bytes:
-    """The body. Raises HTTPException when it is empty or too large."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise HTTPException(413, f"The body is larger than {MAX_BODY >> 20} MiB.")
-    if not body:
-        raise HTTPException(400, f"The body is empty; send {example}.")
-    return bytes(body)
 
 
 def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> ASGIApp:
@@ -78,6 +47,7 @@ def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> AS
     http = FastAPI(title="Kitbash", version=__version__, redoc_url=None, description=__doc__)
     http.router.route_class = PlainRoute
     add_questions(http, orchestrator, settings.kitbash_max_in_flight)
+    add_chat(http, orchestrator, settings.kitbash_max_in_flight)
     add_blackboard(http, orchestrator)
     add_health(http, orchestrator)
     add_errors(http)
@@ -91,14 +61,10 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
 
     async def admitted(request: Request) -> Query | Response:
         if orchestrator.in_flight >= most:
-            refused = refusal(429, "Too many questions at once; try again in a second.", "overloaded")
-            refused.headers["Retry-After"] = "1"
-            return refused
+            return overloaded()
         query = QueryIn.model_validate_json(await read_body(request, '{"query": "..."}')).to_query()
         known_cartridges(query, orchestrator.cartridges())
-        budget = request.scope.get(BUDGET)
-        # Whoever asks may set a budget for one question; their key's is for the others.
-        return query if budget is None or query.max_error is not None else replace(query, max_error=budget)
+        return within_budget(query, request.scope.get(BUDGET))
 
     @http.router.post("/v1/query", responses=REFUSALS, openapi_extra=body | answer, summary="Ask, and get the answer")
     async def query(request: Request) -> Response:
@@ -125,6 +91,20 @@ def add_blackboard(http: FastAPI, orchestrator: Orchestrator) -> None:
         await orchestrator.recorder.flush()
         found = await orchestrator.blackboard.query(asked_id(request))
         return Response(encode(found), media_type=JSON) if found else unknown(request)
+
+    @http.router.delete("/v1/queries/{query_id}", responses=REFUSALS, openapi_extra=query_id, summary="Cancel a query")
+    async def call_off(request: Request) -> Response:
+        asked = asked_id(request)
+        if orchestrator.call_off(asked):
+            return JSONResponse({"query_id": asked, "state": "cancelled"})
+        await orchestrator.recorder.flush()
+        found = await orchestrator.blackboard.query(asked)
+        if found is None:
+            return unknown(request)
+        if found.state != "running":
+            return refusal(409, f"The query is {found.state} already.", "conflict")
+        await orchestrator.blackboard.call_off(asked)  # another replica works on it
+        return JSONResponse({"query_id": asked, "state": "cancelling"}, status_code=202)
 
     @http.router.get("/v1/queries/{query_id}/events", openapi_extra=query_id, summary="The events of a query, in order")
     async def events(request: Request) -> Response:
@@ -180,38 +160,6 @@ def add_health(http: FastAPI, orchestrator: Orchestrator) -> None:
         return JSONResponse({"status": "ok"})
 
 
-def add_errors(http: FastAPI) -> None:
-    """Whatever goes wrong becomes one sentence."""
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ValidationError | RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return refusal(400, f"{where}: {first['msg']}." if where else f"{first['msg']}.")
-
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        text = {
-            404: f"There is nothing at {request.url.path[:80]}; /docs lists the routes.",
-            405: "This route does not know that method.",
-        }
-        return refusal(error.status_code, text.get(error.status_code, str(error.detail)))
-
-    async def bad_query(request: Request, error: Exception) -> Response:
-        return refusal(400, str(error))
-
-    async def no_store(request: Request, error: Exception) -> Response:
-        response = refusal(503, f"{error} Try again when it is back.", "unavailable")
-        response.headers["Retry-After"] = "2"
-        return response
-
-    http.add_exception_handler(ValidationError, invalid)
-    http.add_exception_handler(RequestValidationError, invalid)
-    http.add_exception_handler(HTTPException, refused)
-    http.add_exception_handler(InvalidQuery, bad_query)
-    http.add_exception_handler(StoreError, no_store)
-
-
 def unknown(request: Request) -> Response:
     return refusal(404, f"There is no query {request.path_params['query_id'][:80]!r} (any more).", "not_found")
 
@@ -220,36 +168,6 @@ def asked_id(request: Request) -> str:
     """The query id in the path; something else could name another key of Redis."""
     found = str(request.path_params["query_id"])
     return found if QUERY_ID.fullmatch(found) else "q_unknown"
-
-
-def inlined(schema: Any, definitions: Any = None) -> Any:
-    """A JSON schema without references, which would lead nowhere inside the OpenAPI document."""
-    if isinstance(schema, list):
-        return [inlined(item, definitions) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    definitions = schema.get("$defs", {}) if definitions is None else definitions
-    if "$ref" in schema:
-        return inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    return {key: inlined(value, definitions) for key, value in schema.items() if key != "$defs"}
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events whose source is closed with the connection, not when it is garbage-collected."""
-
-    def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        self._lines = lines
-        super().__init__(self._lines, media_type="text/event-stream", headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            # A task of its own: this one may be cancelled, and cancelled again at each await.
-            closing = asyncio.ensure_future(self._lines.aclose())
-            with suppress(asyncio.CancelledError):
-                await asyncio.shield(closing)
 
 
 async def event_lines(orchestrator: Orchestrator, query: Query) -> AsyncGenerator[bytes, None]:

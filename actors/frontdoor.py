@@ -18,7 +18,9 @@ from kitbash_ray.direct import cascade_over, open_calibration
 from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.embedder import open_embedder
 from kitbash_ray.knowledge.grain_index import GrainIndex
+from kitbash_ray.layers.cloud import open_cloud
 from kitbash_ray.layers.grain import GrainLayer
+from kitbash_ray.ledger import RedisLedger
 from kitbash_ray.recorder import Recorder
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.types import Layer
@@ -32,9 +34,12 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     handles = start_actors(settings)
     router = handles["grain_router"]
     snapshot, embedder = await asyncio.gather(router.snapshot.remote(), asyncio.to_thread(open_embedder, settings))
-    grain = GrainLayer(GrainIndex(await snapshot.arrays[0]), embedder, open_calibration(settings))
-    layers: list[Layer] = [grain, *_remote_layers(handles)]
+    calibration = open_calibration(settings)
+    grain = GrainLayer(GrainIndex(await snapshot.arrays[0]), embedder, calibration)
     url = settings.resolved_redis_url
+    layers: list[Layer] = [grain, *_remote_layers(handles)]
+    if settings.kitbash_cloud_url:
+        layers.append(open_cloud(settings, calibration, RedisLedger(redis_client(url), settings.kitbash_cloud_day_budget)))
     replica = ray.get_runtime_context().get_actor_id()
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     orchestrator = Orchestrator(
@@ -48,9 +53,10 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
         ),
         Blackboard(redis_client(url)),
         Feed(redis_client(url)),
+        shown_live=frozenset({"kobold"} - calibration.layers.keys()),
     )
-    _following = asyncio.create_task(follow_index(router, grain, snapshot.version))
-    _BACKGROUND.add(_following)
+    _BACKGROUND.add(asyncio.create_task(follow_index(router, grain, snapshot.version)))
+    _BACKGROUND.add(asyncio.create_task(orchestrator.heed_calls()))
     Heartbeat(f"front_door:{replica}", "front_door", settings, lambda: _status(orchestrator, grain))
     return orchestrator
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any
@@ -17,6 +18,7 @@ from redis.asyncio import Redis
 
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.cascade import Cascade, Tell, as_stream
+from kitbash_ray.errors import StoreError
 from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.grain_index import GrainIndex
 from kitbash_ray.layers.grain import GrainLayer
@@ -32,13 +34,25 @@ IN_PROCESS = frozenset({"grain"})
 class Orchestrator:
     """Runs questions through the cascade and records what happens to them."""
 
-    def __init__(self, cascade: Cascade, recorder: Recorder, blackboard: Blackboard, feed: Feed) -> None:
+    def __init__(
+        self,
+        cascade: Cascade,
+        recorder: Recorder,
+        blackboard: Blackboard,
+        feed: Feed,
+        *,
+        shown_live: frozenset[str] = frozenset(),
+    ) -> None:
+        """`shown_live` are layers whose answer is taken whatever it is, so that a chat may show it while it is made."""
         self.cascade = cascade
+        self.shown_live = shown_live
         self.recorder = recorder
         self.blackboard = blackboard
         self.feed = feed
         #: Questions being worked on.
         self.in_flight = 0
+        self._running: dict[str, asyncio.Task[Any]] = {}
+        self._called_off: set[str] = set()
 
     async def ask(self, query: Query) -> Answer:
         """The answer to `query`."""
@@ -59,7 +73,10 @@ class Orchestrator:
             leaves = event.kind == "layer.started" and event.layer not in IN_PROCESS
             return self.recorder.flush() if leaves else None
 
+        task = asyncio.current_task()
+        assert task is not None
         self.in_flight += 1
+        self._running[query.id] = task
         try:
             last = await self.cascade.run(query, tell)
             left = any(step.layer not in IN_PROCESS for step in _answer(last).path)
@@ -70,11 +87,32 @@ class Orchestrator:
             if left:
                 await self.recorder.flush()
         except BaseException:  # cancelled: leave no query running on the blackboard
-            self._cancelled(query)
-            raise
+            last = self._cancelled(query)
+            if query.id not in self._called_off:
+                raise
+            if sys.version_info >= (3, 11):  # whoever waits gets the answer that it was called off
+                task.uncancel()
         finally:
             self.in_flight -= 1
+            del self._running[query.id]
+            self._called_off.discard(query.id)
         return last
+
+    def call_off(self, query_id: str) -> bool:
+        """Cancel a question that this replica works on; False if it works on none of that id."""
+        if task := self._running.get(query_id):
+            self._called_off.add(query_id)
+            task.cancel()
+        return task is not None
+
+    async def heed_calls(self) -> None:
+        """Cancel what another replica was told to call off. Never returns."""
+        while True:
+            try:
+                async for query_id in self.blackboard.called_off():
+                    self.call_off(query_id)
+            except StoreError:  # Redis is away; so is whoever would call
+                await asyncio.sleep(1)
 
     async def judge(self, query_id: str, right: bool) -> bool:
         """Record that somebody found an answer right or wrong; False if there is no such answer."""
@@ -96,10 +134,13 @@ class Orchestrator:
         grain: Any = self.cascade.layers.get("grain")
         return grain.index.cartridges if grain else ()
 
-    def _cancelled(self, query: Query) -> None:
-        answer = Answer(query.id, query.text, "cancelled", reason="whoever asked is gone")
+    def _cancelled(self, query: Query) -> Event:
+        reason = "it was called off" if query.id in self._called_off else "whoever asked is gone"
+        answer = Answer(query.id, query.text, "cancelled", reason=reason)
         last = 1 << 30  # after every event that the cascade has numbered
-        self.recorder.append(Event(query.id, last, time.time(), "query.finished", answer=answer))
+        event = Event(query.id, last, time.time(), "query.finished", answer=answer)
+        self.recorder.append(event)
+        return event
 
 
 def _answer(last: Event) -> Answer:

@@ -7,6 +7,7 @@
     kitbash:query:{id}:events        stream              that query's events           24 h
     kitbash:feed                     stream, capped      every event                   cap
     kitbash:actor:{name}             hash                heartbeat                     3 heartbeats
+    kitbash:cost:{day}               string, dollars     what layer 5 cost on a day    2 days
     kitbash:work:{layer}             stream + group      work for workers elsewhere    until acked
 
 No other module writes a key. The blackboard is a fold over events: `operations` turns one into
@@ -15,7 +16,7 @@ what record.lua does with it. Not here: when it is written (recorder.py) and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from kitbash_ray.types import Answer, Event, decode, encode
 
 PREFIX = "kitbash:"
 FEED = PREFIX + "feed"
+#: Ids of questions that were called off, for the front-door replica that works on them; no key, nothing stays.
+CALLED_OFF = PREFIX + "called-off"
 #: Seconds between two heartbeats, and after how many missed ones an actor counts as gone.
 HEARTBEAT_S, HEARTBEATS_MISSED = 1.0, 3
 RECORD_SCRIPT = Path(__file__).with_name("record.lua")
@@ -50,6 +53,10 @@ def events_key(query_id: str) -> str:
 
 def actor_key(name: str) -> str:
     return f"{PREFIX}actor:{name}"
+
+
+def cost_key(day: str) -> str:
+    return f"{PREFIX}cost:{day}"
 
 
 class QueryState(Struct, frozen=True):
@@ -158,6 +165,19 @@ class Blackboard:
                 name = key.decode().removeprefix(actor_key(""))
                 found[name] = {field.decode(): value.decode() for field, value in fields.items()}
         return found
+
+    async def call_off(self, query_id: str) -> None:
+        """Tell every front-door replica that this question is to be cancelled."""
+        await self._call(self._redis.publish(CALLED_OFF, query_id))
+
+    async def called_off(self) -> AsyncGenerator[str, None]:
+        """The ids of questions that are called off from now on."""
+        async with self._redis.pubsub() as channel:
+            await self._call(channel.subscribe(CALLED_OFF))
+            while True:
+                message = await self._call(channel.get_message(ignore_subscribe_messages=True, timeout=1.0))
+                if message:
+                    yield message["data"].decode()
 
     async def _scan(self, pattern: str) -> list[bytes]:
         return [key async for key in self._redis.scan_iter(match=pattern, count=100)]

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from kitbash_ray.consensus import agreement, cite_the_same
 from kitbash_ray.errors import KitbashError, LayerError, LayerTimeout, LayerUnavailable
-from kitbash_ray.policy import Decision, Policy, Situation
+from kitbash_ray.policy import Asked, Decision, Policy, Situation
 from kitbash_ray.types import (
     Answer,
     Event,
@@ -38,6 +38,8 @@ else:
 
 
 log = logging.getLogger(__name__)
+
+ASKED = Asked()
 
 #: How near the meanings of two texts are, -1 to 1.
 Cosine = Callable[[str, str], Awaitable[float]]
@@ -74,10 +76,11 @@ class Cascade:
         """
         run = _Run(query, tell)
         run.tell("query.received", query=query)
+        policy = ASKED if query.layers else self._policy
         while True:
-            decision = self._policy.decide(self._situation(run))
+            decision = policy.decide(self._situation(run))
             if decision.action != "ask":
-                return run.event("query.finished", answer=run.answer(decision, self._policy))
+                return run.event("query.finished", answer=run.answer(decision, policy))
             for name in decision.layers:
                 reason = f"{decision.rule}: {decision.reason}"
                 if settled := run.tell("layer.started", layer=name, query=query, reason=reason):
@@ -89,7 +92,7 @@ class Cascade:
         budget = self._max_error if run.query.max_error is None else run.query.max_error
         return Situation(
             results=tuple(run.results),
-            waiting=tuple(name for name in self.layers if name not in asked),
+            waiting=tuple(name for name in run.query.layers or self.layers if name in self.layers and name not in asked),
             max_error=budget,
             strict=run.query.max_error is not None,
             seconds_left=run.seconds_left(),
@@ -226,6 +229,7 @@ class _Run:
             candidate=chosen.text if chosen and not accepted else None,
             policy=f"{policy.name}/{decision.rule}",
             calibration=policy.version,
+            generation=chosen.generation if chosen else None,
         )
 
     def _status(self, accepted: bool) -> Status:

@@ -59,11 +59,16 @@ class Settings(BaseSettings):
     grain_resource: str = Field("gpu_1060", description="Ray resource of the device that holds the grain router")
 
     bitnet_type: Literal["local", "remote"] = Field(
-        "local", description="Layer 1: `local` loads BITNET_MODEL; `remote` is not available in this version"
+        "local",
+        description="Layer 1: `local` loads BITNET_MODEL, `remote` asks an OpenAI-compatible server, such as bitnet.cpp's llama-server",
     )
-    bitnet_model: Path | None = Field(None, description="A GGUF for layer 1; unset: the layer abstains")
-    bitnet_host: str = Field("localhost", description="Host of a remote layer 1")
+    bitnet_model: str | None = Field(
+        None,
+        description="Layer 1's model: a GGUF's path or `owner/name/file.gguf` that `kitbash models pull` fetched; remote: its name there",
+    )
+    bitnet_host: str = Field("localhost", description="Host of a remote layer 1, or a whole URL")
     bitnet_port: Port = Field(8080, description="Port of a remote layer 1")
+    bitnet_key: str | None = Field(None, description="Key of a remote layer 1")
     bitnet_auto_spawn: bool = Field(True, description="Whether `kitbash up` starts layer 1's actor")
     bitnet_timeout: Milliseconds = Field(2000, description="Milliseconds layer 1 may take")
     bitnet_max_tokens: PositiveInt = Field(64, description="Longest answer of layer 1, in tokens")
@@ -78,18 +83,41 @@ class Settings(BaseSettings):
     cartridge_host: str = Field("localhost", description="No effect: Ray finds the actor")
     cartridge_port: Port = Field(6379, description="No effect: Ray finds the actor")
 
-    kobold_type: Literal["local", "remote"] = Field(
-        "local", description="Layer 4: `local` loads KOBOLD_MODEL; `remote` is not available in this version"
+    kobold_type: Literal["local", "koboldcpp", "openai", "remote"] = Field(
+        "local",
+        description="Layer 4: `local` loads KOBOLD_MODEL, `koboldcpp` (or `remote`) asks a KoboldCpp, `openai` any OpenAI-compatible server",
     )
-    kobold_model: Path | None = Field(None, description="A GGUF for layer 4; unset: the layer abstains")
-    kobold_host: str = Field("localhost", description="Host of a remote layer 4")
-    kobold_port: Port = Field(5001, description="Port of a remote layer 4")
+    kobold_model: str | None = Field(
+        None,
+        description="Layer 4's model: a GGUF's path or `owner/name/file.gguf` that `kitbash models pull` fetched; openai: its name there",
+    )
+    kobold_host: str = Field("localhost", description="Host of a KoboldCpp or OpenAI-compatible server, or a whole URL")
+    kobold_port: Port = Field(5001, description="Port of a KoboldCpp or OpenAI-compatible server")
+    kobold_key: str | None = Field(None, description="Key of an OpenAI-compatible server")
+    kobold_queue: int = Field(16, ge=0, description="Questions that may wait for layer 4's model")
     kobold_auto_spawn: bool = Field(True, description="Whether `kitbash up` starts layer 4's actor")
     kobold_timeout: Milliseconds = Field(60_000, description="Milliseconds layer 4 may take")
     kobold_max_tokens: PositiveInt = Field(256, description="Longest answer of layer 4, in tokens")
     kobold_context: PositiveInt = Field(4096, description="Context window of layer 4, in tokens")
     kobold_gpu_layers: int = Field(0, ge=-1, description="Model layers of layer 4 on the GPU; -1: all")
     kobold_resource: str = Field("device_c", description="Ray resource of the device that runs layer 4")
+
+    kitbash_cloud_url: str | None = Field(
+        None, description="An OpenAI-compatible endpoint as layer 5, asked last and for money; unset: there is no layer 5"
+    )
+    kitbash_cloud_model: str | None = Field(None, description="Layer 5's model there")
+    kitbash_cloud_key: str | None = Field(None, description="Layer 5's key")
+    kitbash_cloud_prompt_price: float | None = Field(
+        None, ge=0, description="Dollars for a million tokens that layer 5 reads; needed with KITBASH_CLOUD_URL"
+    )
+    kitbash_cloud_answer_price: float | None = Field(
+        None, ge=0, description="Dollars for a million tokens that layer 5 writes; needed with KITBASH_CLOUD_URL"
+    )
+    kitbash_cloud_query_budget: float = Field(0.01, ge=0, description="Dollars that one question may cost at layer 5")
+    kitbash_cloud_day_budget: float = Field(0.25, ge=0, description="Dollars that layer 5 may cost on one day (UTC)")
+    kitbash_cloud_context: PositiveInt = Field(32_768, description="Context window of layer 5, in tokens")
+    kitbash_cloud_max_tokens: PositiveInt = Field(512, description="Longest answer of layer 5, in tokens")
+    kitbash_cloud_timeout: Milliseconds = Field(60_000, description="Milliseconds layer 5 may take")
 
     diagnostic_level: Level = Field(
         "info",
@@ -152,8 +180,6 @@ class Settings(BaseSettings):
     @field_validator(
         "cartridges_dir",
         "embedding_model",
-        "bitnet_model",
-        "kobold_model",
         "log_file",
         "kitbash_calibration",
         "kitbash_state_dir",
@@ -163,6 +189,22 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path | None) -> Path | None:
         # Actors run in other folders, where a relative path would mean something else.
         return path and Path(os.path.abspath(path.expanduser()))
+
+    @field_validator("bitnet_model", "kobold_model", mode="before")
+    @classmethod
+    def _absolute_if_a_file(cls, model: Any) -> Any:
+        if not isinstance(model, str | Path) or not model:
+            return model
+        path = Path(model).expanduser()
+        return os.path.abspath(path) if path.is_file() else str(model)
+
+    @property
+    def bitnet_url(self) -> str:
+        return _server_url(self.bitnet_host, self.bitnet_port)
+
+    @property
+    def kobold_url(self) -> str:
+        return _server_url(self.kobold_host, self.kobold_port)
 
     @property
     def state_dir(self) -> Path:
@@ -254,6 +296,10 @@ BENCHMARK_DATA = "KITBASH_BENCH_DATA"
 INTERNAL = {CLUSTER_MARK, BENCHMARK_DATA}
 
 
+def _server_url(host: str, port: int) -> str:
+    return host.rstrip("/") if "://" in host else f"http://{host}:{port}"
+
+
 def _hint(name: str, known: set[str]) -> str:
     near = get_close_matches(name.upper(), known, n=1)
     return f": did you mean {near[0]}?" if near else "; the README lists every setting."
@@ -265,7 +311,7 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = {field.upper() for field in Settings.model_fields}
         return f"Unknown setting {name}{_hint(name, known)}"
-    shown = "" if "TOKEN" in name or "PASSWORD" in name else f" ({first['input']!r})"
+    shown = "" if any(secret in name for secret in ("TOKEN", "PASSWORD", "KEY")) else f" ({first['input']!r})"
     return f"Setting {name} is malformed{shown}: {first['msg']}."
 
 

@@ -30,6 +30,7 @@ def timeouts_s(settings: Settings) -> dict[str, float]:
         "bitnet": settings.bitnet_timeout / 1000,
         "cartridge": settings.cartridge_timeout / 1000,
         "kobold": settings.kobold_timeout / 1000,
+        "cloud": settings.kitbash_cloud_timeout / 1000,
     }
 
 

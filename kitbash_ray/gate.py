@@ -63,6 +63,13 @@ class Gate:
         return True
 
 
-def refusal(status: int, message: str, kind: str = "invalid_request") -> Response:
+def refusal(status: int, message: str, kind: str = "invalid_request", *, param: str | None = None) -> Response:
     """An error reply in the shape that OpenAI clients know."""
-    return JSONResponse({"error": {"message": message, "type": kind}}, status_code=status)
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": None}}, status_code=status)
+
+
+def overloaded() -> Response:
+    """The reply to one question too many."""
+    refused = refusal(429, "Too many questions at once; try again in a second.", "overloaded")
+    refused.headers["Retry-After"] = "1"
+    return refused

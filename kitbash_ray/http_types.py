@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from kitbash_ray.types import MAX_QUERY_CHARS, Faction, Query, Turn, is_visible, new_query_id
@@ -61,6 +62,11 @@ class QueryIn(BaseModel):
         )
 
 
+def within_budget(query: Query, budget: float | None) -> Query:
+    """Whoever asks may set an error budget for one question; their key's is for the others."""
+    return query if budget is None or query.max_error is not None else replace(query, max_error=budget)
+
+
 class FeedbackIn(BaseModel):
     """What somebody thinks of an answer."""
 
@@ -72,6 +78,8 @@ class FeedbackIn(BaseModel):
 class ErrorDetail(BaseModel):
     message: str
     type: str
+    param: str | None = None
+    code: str | None = None
 
 
 class ErrorOut(BaseModel):

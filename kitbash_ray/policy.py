@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Literal, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.consensus import doubted, simple_average, weighted_average
 from kitbash_ray.types import LayerResult
 
 #: The fixed policy's thresholds, and the band in which layer 1 asks for a second opinion.
-FIXED_THRESHOLDS = {"grain": 0.85, "bitnet": 0.80, "cartridge": 0.80, "kobold": 0.0}
+FIXED_THRESHOLDS = {"grain": 0.85, "bitnet": 0.80, "cartridge": 0.80, "kobold": 0.0, "cloud": 0.0}
 CONSULT_BAND = (0.70, 0.80)
 SECOND = "cartridge"
 
@@ -27,6 +28,8 @@ CONSULTED = ("bitnet", "cartridge")
 NEARLY = 0.5
 #: From which agreement on two answers are one.
 AGREE = 0.5
+#: A layer that costs money is not asked for what another has answered already, sure or not.
+PAID = frozenset({"cloud"})
 
 
 class Situation(Struct, frozen=True, gc=False):
@@ -78,6 +81,7 @@ class Calibrated:
         self.version: str | None = calibration.version
 
     def decide(self, seen: Situation) -> Decision:
+        seen = replace(seen, waiting=tuple(filter(lambda layer: self._worth_asking(layer, seen), seen.waiting)))
         last = seen.results[-1] if seen.results else None
         sure = {result.layer: self._sure(result, seen.results) for result in _stated(seen.results)}
         for result in _stated(seen.results):
@@ -89,9 +93,14 @@ class Calibrated:
             return agreed
         if last and last.outcome == "answered" and last.confidence is not None:
             return self._go_on(last, sure[last.layer], seen)
-        if last and last.outcome == "answered" and not seen.strict and not seen.waiting:
-            return Decision("accept", "last-resort", f"{last.layer} answers last and is not calibrated", result=last)
+        if not seen.strict and set(seen.waiting) <= PAID and (unstated := _unstated(seen.results)):
+            reason = f"{unstated.layer} answers last and is not calibrated"
+            return Decision("accept", "last-resort", reason, result=unstated)
         return _go_on(seen, "next-layer", _why(last))
+
+    def _worth_asking(self, layer: str, seen: Situation) -> bool:
+        """Whether money could buy an answer: with a budget of its own, a question takes none without a confidence."""
+        return layer not in PAID or not seen.strict or self._calibration.enough(layer, seen.max_error) < 1
 
     def _go_on(self, last: LayerResult, sure: float, seen: Situation) -> Decision:
         enough = self._calibration.enough(last.layer, seen.max_error)
@@ -127,6 +136,19 @@ class Calibrated:
         )
 
 
+class Asked:
+    """For a question that names its layers: in their order, and the first answer counts."""
+
+    name = "asked"
+    version: str | None = None
+
+    def decide(self, seen: Situation) -> Decision:
+        last = seen.results[-1] if seen.results else None
+        if last and last.outcome == "answered":
+            return Decision("accept", "asked-directly", f"{last.layer} was asked directly", result=last)
+        return _go_on(seen, "asked-directly", _why(last) if last else "the question names the layer")
+
+
 class Fixed:
     """Constant thresholds on the confidence, or on the raw score of a layer that has none."""
 
@@ -154,6 +176,12 @@ class Fixed:
 def _stated(results: tuple[LayerResult, ...]) -> tuple[LayerResult, ...]:
     """The answers that come with a confidence."""
     return tuple(result for result in results if result.outcome == "answered" and result.confidence is not None)
+
+
+def _unstated(results: tuple[LayerResult, ...]) -> LayerResult | None:
+    """The last answer that comes without a confidence."""
+    answers = (result for result in reversed(results) if result.outcome == "answered" and result.confidence is None)
+    return next(answers, None)
 
 
 def _agreement(first: LayerResult, second: LayerResult) -> float:

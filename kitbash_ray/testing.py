@@ -11,16 +11,18 @@ import asyncio
 import hashlib
 import math
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kitbash_ray.engines.base import Piece
+from kitbash_ray.engines.base import Finish, Piece, Sampling
+from kitbash_ray.engines.stopper import Stopper
 from kitbash_ray.errors import LayerError
 from kitbash_ray.knowledge.text import tokens
-from kitbash_ray.types import LayerResult, Query
+from kitbash_ray.types import LayerResult, Message, Query, Usage
 
 #: What a scripted layer does at one step: show a piece, end with a result, or raise.
 Scripted = str | LayerResult | Exception
@@ -118,25 +120,40 @@ class ScriptedStreamingLayer:
 class ScriptedEngine:
     """A text engine that always says `pieces`, each as sure as `probability`."""
 
+    takes_tools = False
+    keeps_schema = False
+
     def __init__(self, *pieces: str, probability: float = 0.5, context_tokens: int = 100_000) -> None:
         self.name = "scripted"
-        self.context_tokens = context_tokens
         self.pieces = pieces
-        self.prompts: list[str] = []
+        #: The messages that it was given, generation by generation.
+        self.heard: list[tuple[Message, ...]] = []
+        self._window = context_tokens
         self._logprob = math.log(probability)
 
-    def count_tokens(self, text: str) -> int:
-        return len(text.split())
+    async def context_tokens(self) -> int:
+        return self._window
 
-    def render(self, system: str, user: str) -> str:
-        return f"{system}\n\n{user}\n"
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        return sum(len(message.content.split()) for message in messages)
 
-    async def generate(self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()) -> AsyncGenerator[Piece, None]:
-        self.prompts.append(prompt)
-        if self.count_tokens(prompt) + max_tokens > self.context_tokens:
-            raise LayerError(f"The prompt does not fit a window of {self.context_tokens} tokens.")
-        for text in self.pieces[:max_tokens]:
-            yield Piece(text, (self._logprob,))
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    async def generate(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        self.heard.append(tuple(messages))
+        read = await self.count_tokens(messages)
+        if read + sampling.max_tokens > self._window:
+            raise LayerError(f"The prompt does not fit a window of {self._window} tokens.")
+        stopper, said = Stopper(sampling.stop), 0
+        for text in self.pieces[: sampling.max_tokens]:
+            said += 1
+            if (told := stopper.take(Piece(text, (self._logprob,)))) is not None:
+                yield told
+            if stopper.stopped:
+                break
+        finish: Finish = "stop" if stopper.stopped or said == len(self.pieces) else "length"
+        yield replace(stopper.rest(), finish=finish, usage=Usage(read, said))
 
 
 class HashEmbedder:
@@ -155,6 +172,10 @@ class HashEmbedder:
         self.embedded += texts
         rows = [self._direction(text) for text in texts]
         return np.array(rows, np.float32).reshape(len(texts), self.dimensions)
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many words they have."""
+        return sum(len(tokens(text)) for text in texts)
 
     def _direction(self, text: str) -> npt.NDArray[np.float64]:
         total = sum((self._word(word) for word in tokens(text) or [text]), np.zeros(self.dimensions))

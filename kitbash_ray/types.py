@@ -29,8 +29,8 @@ EventKind = Literal[
     "query.judged",
 ]
 
-#: Layer names in the order of their numbers: 0 grain, 1 bitnet, 2 cartridge, (3 is free), 4 kobold.
-LAYER_NUMBERS: dict[str, int] = {"grain": 0, "bitnet": 1, "cartridge": 2, "kobold": 4}
+#: Layer names in the order of their numbers; 3 is free.
+LAYER_NUMBERS: dict[str, int] = {"grain": 0, "bitnet": 1, "cartridge": 2, "kobold": 4, "cloud": 5}
 
 #: The longest question that is accepted, in characters; 8192 fills MiniLM's window several times.
 MAX_QUERY_CHARS = 8192
@@ -69,12 +69,40 @@ class Usage(Struct, frozen=True, gc=False):
     completion_tokens: int
 
 
+class Chat(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a caller of a chat route wants of the engine itself, in OpenAI's terms; None: the layer's own choice.
+
+    `messages` are all of the caller's, the last question included.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    json_schema: dict[str, Any] | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: Any = None
+
+
+class Generation(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What an engine told of one answer. `first_token_ms` counts from the start of the layer."""
+
+    usage: Usage
+    finish: Literal["stop", "length", "tool_calls"] = "stop"
+    first_token_ms: float | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    cost_usd: float = 0.0
+
+
 class Query(Struct, frozen=True, omit_defaults=True, gc=False):
     """One question with its context.
 
     `deadline_s` is the whole time it may take, in seconds from `asked_at` (Unix seconds);
     `max_error` the share of accepted answers that may be wrong, None for the deployment's;
     `cartridges` restricts the knowledge to those names, empty means all of `factions`.
+    `layers` asks those directly, the first answer counts; empty means the whole cascade.
     """
 
     text: str
@@ -85,6 +113,8 @@ class Query(Struct, frozen=True, omit_defaults=True, gc=False):
     max_error: float | None = None
     deadline_s: float | None = None
     asked_at: float = field(default_factory=time.time)
+    layers: tuple[str, ...] = ()
+    chat: Chat | None = None
 
 
 class Source(Struct, frozen=True, gc=False):
@@ -119,6 +149,7 @@ class LayerResult(Struct, frozen=True, omit_defaults=True, gc=False):
     latency_ms: float = 0.0
     evidence: tuple[float, ...] = ()
     agrees: tuple[tuple[str, float], ...] = ()
+    generation: Generation | None = None
 
 
 class Step(Struct, frozen=True, gc=False):
@@ -153,6 +184,7 @@ class Answer(Struct, frozen=True, gc=False):
     policy: str | None = None
     recorded: bool = False
     calibration: str | None = None
+    generation: Generation | None = None
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -3,7 +3,7 @@
 A generation runs in a thread of its own and hands tokens to the event loop one by one.
 Closing the iterator sets a flag that llama.cpp reads between tokens and between the
 batches of a long prompt, so the model is free again within a few milliseconds.
-Not here: sampling (answers are greedy, so they can be repeated) and several contexts.
+Not here: several contexts, and tools.
 """
 
 from __future__ import annotations
@@ -11,25 +11,28 @@ from __future__ import annotations
 import asyncio
 import codecs
 import ctypes
+import json
 import re
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kitbash_ray.engines.base import Piece
+from kitbash_ray.engines.base import Finish, Piece, Sampling
+from kitbash_ray.engines.stopper import Stopper
+from kitbash_ray.engines.turns import Turns
 from kitbash_ray.errors import LayerError, ModelError
+from kitbash_ray.types import Message, Usage
 
 GGUF_MAGIC = b"GGUF"
 THREAD_END = None
 #: llama.cpp's names of encoders, which load as if they could generate.
 EMBEDDING_ARCHITECTURES = frozenset({"bert", "nomic-bert", "jina-bert-v2", "modern-bert", "t5encoder"})
-#: Seconds between two looks whether the model is free.
-TURN_S = 0.005
 
 
 def load_gguf(model: Path, **parameters: Any) -> Any:
@@ -56,75 +59,106 @@ def load_gguf(model: Path, **parameters: Any) -> Any:
 
 
 class LlamaCpp:
-    """One GGUF with one context. A second generation waits until the first has ended."""
+    """One GGUF with one context. Further generations wait for their turn."""
 
-    def __init__(self, model: Path, *, context_tokens: int, threads: int | None = None, gpu_layers: int = 0) -> None:
+    takes_tools = False
+    keeps_schema = True
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        context_tokens: int,
+        threads: int | None = None,
+        gpu_layers: int = 0,
+        most_waiting: int = 64,
+    ) -> None:
         """Load `model`. Raises ModelError when that does not work."""
         self._llama = load_gguf(
             model, n_ctx=context_tokens, n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers
         )
         self.name = model.stem
-        self.context_tokens = int(self._llama.n_ctx())
-        self._turn = threading.Lock()  # not asyncio's, which belongs to one event loop
+        self._window = int(self._llama.n_ctx())
+        self._turns = Turns(most_waiting)
         self._ends = {self._llama.token_eos(), llama_token_eot(self._llama)}
         if self._llama.metadata.get("general.architecture") in EMBEDDING_ARCHITECTURES:
             raise ModelError(f"{str(model)!r} is an embedding model; this layer needs one that generates text.")
-        self._render = self._chat_template()
+        self._template = self._chat_template()
         self._control = self._control_tokens()
 
-    def count_tokens(self, text: str) -> int:
-        return len(self._llama.tokenize(text.encode(), special=True))
+    async def context_tokens(self) -> int:
+        return self._window
 
-    def render(self, system: str, user: str) -> str:
-        """The prompt of one exchange in the model's own chat template, plain text if it has none.
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        return len(self._tokens(messages))
+
+    async def aclose(self) -> None:
+        """Nothing to let go of: the memory goes with the object."""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt of `messages` in the model's own chat template, plain text if it has none.
 
         A control token that stands in the texts themselves is dropped: a question or a document
         that holds `<|im_end|>` must not end its own turn.
         """
-        return self._render(self._control.sub(" ", system), self._control.sub(" ", user))
+        return self._template([{"role": item.role, "content": self._control.sub(" ", item.content)} for item in messages])
 
-    async def generate(self, prompt: str, *, max_tokens: int, stop: tuple[str, ...] = ()) -> AsyncGenerator[Piece, None]:
-        """Greedy continuation of `prompt`, piece by piece.
-
-        Raises LayerError when prompt and answer do not fit the window.
-        """
-        tokens = self._llama.tokenize(prompt.encode(), special=True)
-        if len(tokens) + max_tokens > self.context_tokens:
+    async def generate(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        if sampling.tools:
+            raise LayerError(f"{self.name} cannot call tools here; use an OpenAI-compatible engine that can.")
+        tokens = self._tokens(messages)
+        if len(tokens) + sampling.max_tokens > self._window:
             raise LayerError(
-                f"The prompt takes {len(tokens)} tokens and the answer up to {max_tokens}, "
-                f"but {self.name} has a window of {self.context_tokens}; give it a larger one."
+                f"The prompt takes {len(tokens)} tokens and the answer up to {sampling.max_tokens}, "
+                f"but {self.name} has a window of {self._window}; give it a larger one."
             )
-        async with _held(self._turn):
-            cancelled = threading.Event()
-            async with aclosing(_in_thread(self._pieces(tokens, max_tokens, cancelled), cancelled)) as pieces:
-                held = ""
-                logprobs: tuple[float, ...] = ()
+        parameters = self._parameters(sampling)
+        async with self._turns.taken():
+            cancelled, made = threading.Event(), 0
+            source = self._pieces(tokens, sampling.max_tokens, parameters, cancelled)
+            async with aclosing(_in_thread(source, cancelled)) as pieces:
+                stopper = Stopper(sampling.stop)
                 async for piece in pieces:
-                    held, logprobs = held + piece.text, logprobs + piece.logprobs
-                    cut = min((at for at in map(held.find, stop) if at >= 0), default=-1)
-                    if cut >= 0:
-                        yield Piece(held[:cut], logprobs)
-                        return
-                    keep = _beginning_of(stop, held)
-                    if len(held) > keep:
-                        yield Piece(held[: len(held) - keep], logprobs)
-                        held, logprobs = held[len(held) - keep :], ()
-                if held or logprobs:
-                    yield Piece(held, logprobs)
+                    made += len(piece.logprobs)
+                    if (told := stopper.take(piece)) is not None:
+                        yield told
+                    if stopper.stopped:
+                        break
+            usage = Usage(len(tokens), made)
+            finish: Finish = "length" if made >= sampling.max_tokens and not stopper.stopped else "stop"
+            yield replace(stopper.rest(), finish=finish, usage=usage)
 
-    def _pieces(self, tokens: list[int], max_tokens: int, cancelled: threading.Event) -> Iterator[Piece]:
+    def _tokens(self, messages: Sequence[Message]) -> list[int]:
+        return list(self._llama.tokenize(self.render(messages).encode(), special=True))
+
+    def _parameters(self, sampling: Sampling) -> dict[str, Any]:
+        """How `Llama.generate` is to choose tokens. Raises LayerError for a schema that is none."""
+        parameters: dict[str, Any] = {"temp": sampling.temperature, "top_p": sampling.top_p, "repeat_penalty": 1.0}
+        if sampling.seed is not None:
+            parameters["seed"] = sampling.seed
+        if sampling.json_schema is not None:
+            parameters["grammar"] = _grammar(sampling.json_schema)
+        return parameters
+
+    def _pieces(
+        self, tokens: list[int], max_tokens: int, parameters: dict[str, Any], cancelled: threading.Event
+    ) -> Iterator[Piece]:
         """The blocking generation; runs in the engine's thread."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._abort_when(cancelled)
         self._llama.reset()
+        if (seed := parameters.pop("seed", None)) is not None:
+            self._llama.set_seed(seed)
         made: list[int] = []
         try:
-            for token in self._llama.generate(tokens, temp=0.0, repeat_penalty=1.0):
-                if token in self._ends or len(made) >= max_tokens or cancelled.is_set():
+            for token in self._llama.generate(tokens, **parameters):
+                if token in self._ends or cancelled.is_set():
                     return
                 text = self._llama.detokenize([token], prev_tokens=tokens + made)
                 made.append(token)
                 yield Piece(decoder.decode(text), (self._logprob(token),))
+                if len(made) >= max_tokens:  # here, or one more token would be computed for nothing
+                    return
         except RuntimeError as error:
             if not cancelled.is_set():  # an aborted decode is reported as an error
                 raise LayerError(f"llama.cpp stopped: {error}") from error
@@ -144,10 +178,10 @@ class LlamaCpp:
         self._abort = llama_cpp.ggml_abort_callback(lambda _: cancelled.is_set())
         llama_cpp.llama_set_abort_callback(self._llama.ctx, self._abort, ctypes.c_void_p(0))
 
-    def _chat_template(self) -> Callable[[str, str], str]:
+    def _chat_template(self) -> Callable[[list[dict[str, str]]], str]:
         template = self._llama.metadata.get("tokenizer.chat_template")
         if not template:
-            return lambda system, user: f"{system}\n\n{user}\n"
+            return _plain
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         formatter = Jinja2ChatFormatter(
@@ -156,9 +190,11 @@ class LlamaCpp:
             bos_token="",  # tokenize adds it
         )
 
-        def render(system: str, user: str) -> str:
-            messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-            return str(formatter(messages=messages).prompt)  # type: ignore[arg-type]
+        def render(messages: list[dict[str, str]]) -> str:
+            try:
+                return str(formatter(messages=messages).prompt)  # type: ignore[arg-type]
+            except Exception as error:  # templates raise what they like, of roles they do not take for instance
+                raise LayerError(f"The chat template of {self.name} does not take these messages: {error}") from error
 
         return render
 
@@ -177,9 +213,18 @@ class LlamaCpp:
         return str(self._llama.detokenize([token], special=True).decode(errors="replace"))
 
 
-def _beginning_of(stop: tuple[str, ...], text: str) -> int:
-    """How many characters at the end of `text` may be the beginning of a stop sequence."""
-    return max((size for word in stop for size in range(1, len(word)) if text.endswith(word[:size])), default=0)
+def _plain(messages: list[dict[str, str]]) -> str:
+    """For a model without a chat template: texts as they are, an answer to go on with."""
+    return "\n\n".join(item["content"] for item in messages) + "\n"
+
+
+def _grammar(schema: dict[str, Any]) -> Any:
+    from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
+
+    try:
+        return LlamaGrammar.from_json_schema(json.dumps(schema)) if schema else LlamaGrammar.from_string(JSON_GBNF)
+    except Exception as error:  # the converter raises KeyError, ValueError, AssertionError and more
+        raise LayerError(f"The JSON schema cannot be used: {type(error).__name__}: {error}") from error
 
 
 def llama_token_eot(llama: Any) -> int:
@@ -187,17 +232,6 @@ def llama_token_eot(llama: Any) -> int:
     import llama_cpp
 
     return int(llama_cpp.llama_vocab_eot(llama_cpp.llama_model_get_vocab(llama.model)))
-
-
-@asynccontextmanager
-async def _held(lock: threading.Lock) -> AsyncGenerator[None, None]:
-    """`lock`, waited for without stopping the event loop."""
-    while not lock.acquire(blocking=False):  # noqa: ASYNC110 - the holder may belong to another event loop
-        await asyncio.sleep(TURN_S)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 async def _in_thread(source: Iterator[Piece], cancelled: threading.Event) -> AsyncGenerator[Piece, None]:

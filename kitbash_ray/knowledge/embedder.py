@@ -39,6 +39,10 @@ class Embeds(Protocol):
         """Unit vectors, shape (len(texts), dimensions), float32."""
         ...
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens are read of all of them."""
+        ...
+
 
 class Embedder:
     """An embedding model in this process."""
@@ -65,6 +69,10 @@ class Embedder:
             return np.zeros((0, self.dimensions), np.float32)
         # One by one: a batch shares one attention window, which costs more than it saves on a CPU.
         return np.asarray([self._embed_one(text[:MAX_CHARS].strip() or ".") for text in texts], np.float32)
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many word pieces are read of all of `texts`."""
+        return sum(min(len(self._llama.tokenize(text[:MAX_CHARS].encode())), MAX_TOKENS) for text in texts)
 
     def _embed_one(self, text: str) -> list[float]:
         with self._lock:

@@ -6,12 +6,14 @@ The index can be swapped at any time; a question under way keeps the one it bega
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration, logistic
-from kitbash_ray.knowledge.embedder import Embeds
+from kitbash_ray.knowledge.embedder import Embeds, Vectors
 from kitbash_ray.knowledge.evidence import judge, measure, rounded
 from kitbash_ray.knowledge.grain_index import GrainIndex, Hit, Scope
 from kitbash_ray.knowledge.text import read, stands_alone
@@ -60,6 +62,18 @@ class GrainLayer:
         """How near the meanings of two texts are, by the embedder of the index."""
         vectors = await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.embed, [first, second])
         return float(vectors[0] @ vectors[1])
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Unit vectors of `texts`, shape (len(texts), dimensions), float32, and how many tokens were read."""
+        loop = asyncio.get_running_loop()
+        # One by one, so that questions which wait for this thread come in between.
+        rows = [await loop.run_in_executor(self._thread, self._embedder.embed, [text]) for text in texts]
+        tokens = await loop.run_in_executor(self._thread, self._embedder.count_tokens, texts)
+        return np.concatenate(rows), tokens
+
+    @property
+    def dimensions(self) -> int:
+        return self._embedder.dimensions
 
     def _said(self, source: Source, confidence: float, reason: str, evidence: tuple[float, ...] = ()) -> LayerResult:
         return LayerResult(
