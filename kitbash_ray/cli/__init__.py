@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from kitbash_ray.cli import ask, calibrate, cartridge, chat, cluster, demo, evaluate, exits, key, record
+from kitbash_ray.cli import ask, calibrate, cartridge, chat, cluster, demo, evaluate, exits, key, models, record
 from kitbash_ray.cli.console import errors
 from kitbash_ray.errors import KitbashError
 
@@ -39,6 +39,7 @@ app.command()(calibrate.calibrate)
 app.command()(demo.demo)
 app.add_typer(cartridge.app, name="cartridge")
 app.add_typer(key.app, name="key")
+app.add_typer(models.app, name="models")
 
 
 @app.callback(invoke_without_command=True)
