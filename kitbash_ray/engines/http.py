@@ -11,7 +11,7 @@ import re
 import weakref
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -76,7 +76,7 @@ class Server:
     async def text(self, response: httpx.Response) -> str:
         """The whole body."""
         body = b""
-        async with aclosing(response.aiter_bytes()) as chunks:
+        async with aclosing(_chunks(response)) as chunks:
             async for chunk in chunks:
                 body += chunk
                 if len(body) > MAX_BODY:
@@ -153,7 +153,7 @@ class Server:
 
     async def _lines(self, response: httpx.Response) -> AsyncGenerator[str, None]:
         rest = b""
-        async with aclosing(response.aiter_bytes()) as chunks:
+        async with aclosing(_chunks(response)) as chunks:
             async for chunk in chunks:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
@@ -172,6 +172,10 @@ class Server:
         if isinstance(error, httpx.TimeoutException):
             return LayerUnavailable(f"{self.url} said nothing for {timeout.read:g} seconds; look whether it hangs.")
         return self.broken_off()
+
+
+def _chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    return cast("AsyncGenerator[bytes, None]", response.aiter_bytes())  # it is one, but httpx promises less
 
 
 def address(url: str) -> str:

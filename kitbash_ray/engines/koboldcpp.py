@@ -1,7 +1,7 @@
 """KoboldCpp by its own API, which tells window and tokens exactly and can be told to stop.
 
 Messages are rendered in the Alpaca template, KoboldCpp's default for instructions. Not here: a queue
-(KoboldCpp serves one generation at a time), tools, and log-probabilities, which its stream does not have.
+(KoboldCpp serves one generation at a time), tools, and log-probabilities, which its stream does not tell.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class KoboldCpp:
             if not done:
                 await self._abort(body["genkey"])
         written = await self._tokens(text, special=False) if text else 0
-        yield Piece("", finish=_finish(end, written, sampling), usage=Usage(prompt_tokens, written))
+        finish = await self._finish(end, body, written)
+        yield Piece("", finish=finish, usage=Usage(prompt_tokens, written))
 
     async def aclose(self) -> None:
         await self._server.aclose()
@@ -139,6 +140,19 @@ class KoboldCpp:
         if not isinstance(results, list) or not results or not isinstance(results[0], dict):
             raise self._server.garbage(json.dumps(told))
         return self._token({"token": results[0].get("text"), "finish_reason": results[0].get("finish_reason")})
+
+    async def _finish(self, told: str | None, body: dict[str, Any], written: int) -> Finish:
+        """How the text ended: KoboldCpp says "length" at a stop sequence too, and some versions say nothing."""
+        if told == "stop":
+            return "stop"
+        try:
+            kept = await self._server.json("POST", "/api/extra/generate/check", {"genkey": body["genkey"]})
+            untrimmed = self._result(kept)[0]
+        except LayerError:
+            untrimmed = ""  # an old version, or somebody else's generation is the last one by now
+        if any(stop in untrimmed for stop in body["stop_sequence"]):
+            return "stop"
+        return "length" if told or written >= body["max_length"] else "stop"
 
     async def _abort(self, genkey: str) -> None:
         """Tell the server to stop, and wait for its answer; a second cancellation does not take the word back."""
@@ -203,10 +217,3 @@ def _grammar(schema: dict[str, Any]) -> str:
     except Exception as error:  # the converter raises whatever it comes across: KeyError, AssertionError, ValueError
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise LayerError(f"The JSON schema cannot be kept to ({why}); write a simpler one.") from error
-
-
-def _finish(told: str | None, written: int, sampling: Sampling) -> Finish:
-    """How a text ended. Some versions do not say; then a text of full length was cut."""
-    if told is None:
-        return "length" if written >= sampling.max_tokens else "stop"
-    return "length" if told == "length" else "stop"

@@ -196,7 +196,9 @@ class _Reply:
             raise LayerError(f"{self._server.url} stopped: {words(msgspec.json.encode(chunk).decode())}.")
         usage = chunk.get("usage")
         if isinstance(usage, dict):
-            self._usage = Usage(whole_number(usage.get("prompt_tokens")) or 0, whole_number(usage.get("completion_tokens")) or 0)
+            self._usage = Usage(
+                whole_number(usage.get("prompt_tokens")) or 0, whole_number(usage.get("completion_tokens")) or 0
+            )
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             raise self._server.garbage(msgspec.json.encode(chunk).decode())
