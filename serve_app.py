@@ -38,6 +38,7 @@ from kitbash_ray.types import LAYER_NUMBERS, Answer, Event, Query, encode
 
 APP_NAME = "kitbash"
 QUERY_ID = re.compile(r"q_[0-9a-f]{16}", re.ASCII)
+QUERY_PATH = {"parameters": [{"name": "query_id", "in": "path", "required": True, "schema": {"type": "string"}}]}
 #: A place in the feed: the id of a Redis stream entry, or `$` for now.
 FEED_POSITION = re.compile(r"\$|\d{1,15}(-\d{1,15})?", re.ASCII)
 
@@ -48,7 +49,8 @@ def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> AS
     http.router.route_class = PlainRoute
     add_questions(http, orchestrator, settings.kitbash_max_in_flight)
     add_chat(http, orchestrator, settings.kitbash_max_in_flight)
-    add_blackboard(http, orchestrator)
+    add_queries(http, orchestrator)
+    add_feed(http, orchestrator)
     add_health(http, orchestrator)
     add_errors(http)
     return Gate(http, token, Keyring(keys_file(settings)))
@@ -81,50 +83,25 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
         return asked if isinstance(asked, Response) else EventStream(event_lines(orchestrator, asked))
 
 
-def add_blackboard(http: FastAPI, orchestrator: Orchestrator) -> None:
-    """Looking at queries, the feed and the layers."""
+def add_queries(http: FastAPI, orchestrator: Orchestrator) -> None:
+    """Looking at a query, calling it off, judging its answer."""
+    _add_calls(http, orchestrator)
 
-    query_id = {"parameters": [{"name": "query_id", "in": "path", "required": True, "schema": {"type": "string"}}]}
-
-    @http.router.get("/v1/queries/{query_id}", openapi_extra=query_id, summary="The state of a query on the blackboard")
+    @http.router.get("/v1/queries/{query_id}", openapi_extra=QUERY_PATH, summary="The state of a query on the blackboard")
     async def state(request: Request) -> Response:
         await orchestrator.recorder.flush()
         found = await orchestrator.blackboard.query(asked_id(request))
         return Response(encode(found), media_type=JSON) if found else unknown(request)
 
-    @http.router.delete("/v1/queries/{query_id}", responses=REFUSALS, openapi_extra=query_id, summary="Cancel a query")
-    async def call_off(request: Request) -> Response:
-        asked = asked_id(request)
-        if orchestrator.call_off(asked):
-            return JSONResponse({"query_id": asked, "state": "cancelled"})
-        await orchestrator.recorder.flush()
-        found = await orchestrator.blackboard.query(asked)
-        if found is None:
-            return unknown(request)
-        if found.state != "running":
-            return refusal(409, f"The query is {found.state} already.", "conflict")
-        await orchestrator.blackboard.call_off(asked)  # another replica works on it
-        return JSONResponse({"query_id": asked, "state": "cancelling"}, status_code=202)
-
-    @http.router.get("/v1/queries/{query_id}/events", openapi_extra=query_id, summary="The events of a query, in order")
+    @http.router.get("/v1/queries/{query_id}/events", openapi_extra=QUERY_PATH, summary="The events of a query, in order")
     async def events(request: Request) -> Response:
         await orchestrator.recorder.flush()
         found = await orchestrator.blackboard.events(asked_id(request))
         return Response(b"[" + b",".join(map(encode, found)) + b"]", media_type=JSON) if found else unknown(request)
 
-    verdict = {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(FeedbackIn.model_json_schema())}}}}
 
-    @http.router.post(
-        "/v1/queries/{query_id}/feedback",
-        responses=REFUSALS,
-        openapi_extra=query_id | verdict,
-        summary="Say whether an answer was right",
-    )
-    async def feedback(request: Request) -> Response:
-        given = FeedbackIn.model_validate_json(await read_body(request, '{"right": true}'))
-        if not await orchestrator.judge(asked_id(request), given.right):
-            return refusal(404, f"There is no answer to {request.path_params['query_id'][:80]!r} (any more).", "not_found")
-        return JSONResponse({"status": "ok"})
+def add_feed(http: FastAPI, orchestrator: Orchestrator) -> None:
+    """The events of all queries, and the layers."""
 
     @http.router.get("/v1/feed", summary="Every event of all queries as it happens (SSE); `follow=false`: those that are there")
     async def feed(request: Request) -> Response:
@@ -140,6 +117,36 @@ def add_blackboard(http: FastAPI, orchestrator: Orchestrator) -> None:
     @http.router.get("/v1/layers", summary="The layers: where they run and how they are")
     async def layers(request: Request) -> Response:
         return JSONResponse(layer_list(orchestrator, await orchestrator.blackboard.actors()))
+
+
+def _add_calls(http: FastAPI, orchestrator: Orchestrator) -> None:
+    @http.router.delete("/v1/queries/{query_id}", responses=REFUSALS, openapi_extra=QUERY_PATH, summary="Cancel a query")
+    async def call_off(request: Request) -> Response:
+        asked = asked_id(request)
+        if orchestrator.call_off(asked):
+            return JSONResponse({"query_id": asked, "state": "cancelled"})
+        await orchestrator.recorder.flush()
+        found = await orchestrator.blackboard.query(asked)
+        if found is None:
+            return unknown(request)
+        if found.state != "running":
+            return refusal(409, f"The query is {found.state} already.", "conflict")
+        await orchestrator.blackboard.call_off(asked)  # another replica works on it
+        return JSONResponse({"query_id": asked, "state": "cancelling"}, status_code=202)
+
+    verdict = {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(FeedbackIn.model_json_schema())}}}}
+
+    @http.router.post(
+        "/v1/queries/{query_id}/feedback",
+        responses=REFUSALS,
+        openapi_extra=QUERY_PATH | verdict,
+        summary="Say whether an answer was right",
+    )
+    async def feedback(request: Request) -> Response:
+        given = FeedbackIn.model_validate_json(await read_body(request, '{"right": true}'))
+        if not await orchestrator.judge(asked_id(request), given.right):
+            return refusal(404, f"There is no answer to {request.path_params['query_id'][:80]!r} (any more).", "not_found")
+        return JSONResponse({"status": "ok"})
 
 
 def add_health(http: FastAPI, orchestrator: Orchestrator) -> None:

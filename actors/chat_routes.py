@@ -15,6 +15,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 
 from actors.orchestrator import Orchestrator
 from kitbash_ray.asgi import JSON, REFUSALS, EventStream, inlined, read_body
@@ -63,11 +64,8 @@ def add_chat(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
             return refused
         return JSONResponse(shape.whole(asked.model, answer), headers=headers(answer))
 
-    def body(model: type[Any]) -> dict[str, Any]:
-        return {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(model.model_json_schema())}}}}
-
     @http.router.post(
-        "/v1/chat/completions", responses=REFUSALS, openapi_extra=body(ChatIn), summary="Ask, in the way of OpenAI's chat"
+        "/v1/chat/completions", responses=REFUSALS, openapi_extra=body_of(ChatIn), summary="Ask, in the way of OpenAI's chat"
     )
     async def chat(request: Request) -> Response:
         asked = ChatIn.model_validate_json(await read_body(request, '{"messages": [{"role": "user", "content": "..."}]}'))
@@ -76,15 +74,25 @@ def add_chat(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
     @http.router.post(
         "/v1/completions",
         responses=REFUSALS,
-        openapi_extra=body(CompletionIn),
+        openapi_extra=body_of(CompletionIn),
         summary="Ask, in the way of OpenAI's completions",
     )
     async def completions(request: Request) -> Response:
         asked = CompletionIn.model_validate_json(await read_body(request, '{"prompt": "..."}'))
         return await answered(request, asked, TextShape())
 
+    _add_embeddings(http, orchestrator)
+    _add_models(http, orchestrator)
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The description of a request whose body is a `model`."""
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(model.model_json_schema())}}}}
+
+
+def _add_embeddings(http: FastAPI, orchestrator: Orchestrator) -> None:
     @http.router.post(
-        "/v1/embeddings", responses=REFUSALS, openapi_extra=body(EmbeddingsIn), summary="Vectors of the embedding model"
+        "/v1/embeddings", responses=REFUSALS, openapi_extra=body_of(EmbeddingsIn), summary="Vectors of the embedding model"
     )
     async def embed(request: Request) -> Response:
         asked = EmbeddingsIn.model_validate_json(await read_body(request, '{"input": "..."}'))
@@ -94,8 +102,6 @@ def add_chat(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
             raise InvalidQuery(f"The embedding model has {grain.dimensions} dimensions, and no other number.")
         vectors, tokens = await grain.embed(texts)
         return JSONResponse(embeddings(vectors, asked, tokens))
-
-    _add_models(http, orchestrator)
 
 
 def _add_models(http: FastAPI, orchestrator: Orchestrator) -> None:

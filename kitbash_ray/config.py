@@ -196,7 +196,8 @@ class Settings(BaseSettings):
         if not isinstance(model, str | Path) or not model:
             return model
         path = Path(model).expanduser()
-        return os.path.abspath(path) if path.is_file() else str(model)
+        meant_as_path = path.is_file() or str(model).startswith((".", "~", "/"))
+        return os.path.abspath(path) if meant_as_path else str(model)
 
     @property
     def bitnet_url(self) -> str:

@@ -35,7 +35,9 @@ def open_bitnet(settings: Settings, calibration: Calibration) -> BitnetLayer:
 
 def _engine(settings: Settings) -> Engine | None:
     if settings.bitnet_type == "remote":
-        return OpenAIEngine(settings.bitnet_url, model=settings.bitnet_model or "", key=settings.bitnet_key)
+        return OpenAIEngine(
+            settings.bitnet_url, model=settings.bitnet_model or "", key=settings.bitnet_key, key_setting="BITNET_KEY"
+        )
     if settings.bitnet_model:
         return LlamaCpp(resolve(settings.bitnet_model, settings.cache_dir), context_tokens=CONTEXT_TOKENS)
     return None

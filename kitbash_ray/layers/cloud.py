@@ -97,6 +97,7 @@ def open_cloud(settings: Settings, calibration: Calibration, ledger: Ledger) -> 
         settings.kitbash_cloud_url,
         model=settings.kitbash_cloud_model or "",
         key=settings.kitbash_cloud_key,
+        key_setting="KITBASH_CLOUD_KEY",
         context_tokens=settings.kitbash_cloud_context,
     )
     return CloudLayer(

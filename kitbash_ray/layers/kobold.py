@@ -58,9 +58,11 @@ def open_kobold(settings: Settings, calibration: Calibration) -> KoboldLayer:
 
 def _engine(settings: Settings) -> Engine | None:
     if settings.kobold_type in ("koboldcpp", "remote"):
-        return KoboldCpp(settings.kobold_url, most_waiting=settings.kobold_queue)
+        return KoboldCpp(settings.kobold_url, key=settings.kobold_key, key_setting="KOBOLD_KEY")
     if settings.kobold_type == "openai":
-        return OpenAIEngine(settings.kobold_url, model=settings.kobold_model or "", key=settings.kobold_key)
+        return OpenAIEngine(
+            settings.kobold_url, model=settings.kobold_model or "", key=settings.kobold_key, key_setting="KOBOLD_KEY"
+        )
     if settings.kobold_model:
         return LlamaCpp(
             resolve(settings.kobold_model, settings.cache_dir),

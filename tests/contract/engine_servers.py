@@ -44,7 +44,9 @@ def openai_server(gguf: Path) -> Iterator[str]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             # a whole environment would hand it HOST, PORT, MODEL and the like as its settings
-            env={name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH", "HOME", "LD_LIBRARY_PATH")},
+            env={
+                name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH", "HOME", "LD_LIBRARY_PATH")
+            },
         )
     try:
         _wait_until_ready(url, process)

@@ -29,9 +29,7 @@ from starlette.routing import Route
 from kitbash_ray.engines.llama_cpp import load_gguf
 
 BUSY = {"detail": {"msg": "Server is busy; please try again later.", "type": "service_unavailable"}}
-UNAUTHORIZED = {
-    "detail": {"error": "Unauthorized", "msg": "Authentication key is missing or invalid.", "type": "unauthorized"}
-}
+UNAUTHORIZED = {"detail": {"error": "Unauthorized", "msg": "Authentication key is missing or invalid.", "type": "unauthorized"}}
 BAD_INPUT = {"detail": {"msg": "Error parsing input.", "type": "bad_input"}}
 NOWHERE = "Error: KoboldCpp HTTP Server is running, but this endpoint does not exist. Please check the URL."
 #: The real one looks every half second whether the client of a stream is still there.

@@ -225,7 +225,7 @@ def test_an_env_file_that_is_no_text_is_refused_in_one_sentence() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["cartridges_dir", "embedding_model", "bitnet_model", "kobold_model", "log_file", "kitbash_state_dir", "kitbash_cache_dir"],
+    ["cartridges_dir", "embedding_model", "log_file", "kitbash_state_dir", "kitbash_cache_dir"],
 )
 @pytest.mark.parametrize(
     ("given", "meant"), [("x/y", "{here}/x/y"), ("~/y", "{home}/y"), ("/x/../y", "/y"), ("./x", "{here}/x")]
@@ -236,6 +236,25 @@ def test_a_relative_path_becomes_absolute(
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv(name.upper(), given)
     assert getattr(load_settings(), name) == Path(meant.format(here=tmp_path, home="/home/ada"))
+
+
+def test_a_model_is_a_file_that_is_there_or_a_name(tmp_path: Path) -> None:
+    (tmp_path / "here.gguf").touch()
+    assert load_settings(kobold_model="here.gguf").kobold_model == str(tmp_path / "here.gguf")
+    assert load_settings(kobold_model="owner/name/there.gguf").kobold_model == "owner/name/there.gguf"
+    assert load_settings(kobold_model="~/there.gguf").kobold_model == str(Path.home() / "there.gguf")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("localhost", "http://localhost:5001"),
+        ("https://models.example/api", "https://models.example/api"),
+        ("http://10.0.0.7:8080/", "http://10.0.0.7:8080"),
+    ],
+)
+def test_an_engines_host_may_be_a_whole_url(host: str, url: str) -> None:
+    assert load_settings(kobold_host=host).kobold_url == url
 
 
 def test_an_empty_model_path_means_no_model() -> None:

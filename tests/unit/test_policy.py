@@ -128,7 +128,7 @@ def test_fixed_does_not_consult_a_layer_that_is_not_there() -> None:
 
 
 def test_fixed_goes_on_after_a_layer_that_it_has_no_threshold_for() -> None:
-    assert Fixed().decide(Situation((said("cloud", 0.5),), ("kobold",), 0.05)).action == "ask"
+    assert Fixed().decide(Situation((said("elsewhere", 0.5),), ("kobold",), 0.05)).action == "ask"
 
 
 @pytest.mark.parametrize("policy", [Calibrated(CALIBRATION), Fixed()])

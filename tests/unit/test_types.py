@@ -9,7 +9,22 @@ import pytest
 from msgspec.structs import fields, replace
 
 from kitbash_ray import types
-from kitbash_ray.types import Answer, Event, LayerResult, Query, Source, Step, Turn, decode, encode, new_query_id
+from kitbash_ray.types import (
+    Answer,
+    Chat,
+    Event,
+    Generation,
+    LayerResult,
+    Message,
+    Query,
+    Source,
+    Step,
+    Turn,
+    Usage,
+    decode,
+    encode,
+    new_query_id,
+)
 
 SOURCE = Source("bio", "bio:atp", "ATP „carries“ energy 🦠.", 0.9, "a book", "2")
 QUERY = Query(
@@ -20,7 +35,12 @@ STEP = Step("grain", "timeout", 0.5, 1.0, "late")
 ANSWER = Answer("q_1", "?", "answered", "yes", "grain", 0.9, (SOURCE,), (STEP,), 3.0, "why", "maybe", "fixed/x", True)
 EVENT = Event("q_1", 3, 1.5, "layer.finished", "grain", QUERY, RESULT, "delta", "why", ANSWER)
 
-FULL = [SOURCE, QUERY, RESULT, STEP, ANSWER, EVENT, Turn("user", "hi")]
+MESSAGE = Message("assistant", "", ({"id": "call_1", "function": {"name": "look", "arguments": "{}"}},), "call_1")
+USAGE = Usage(10, 3)
+CHAT = Chat((MESSAGE,), 5, 0.5, 0.9, 7, ("\n",), {"type": "object"}, ({"type": "function"},), "auto")
+GENERATION = Generation(USAGE, "length", 1.5, ({"id": "call_1"},), 0.01)
+
+FULL = [SOURCE, QUERY, RESULT, STEP, ANSWER, EVENT, Turn("user", "hi"), MESSAGE, USAGE, CHAT, GENERATION]
 BARE = [
     Source("bio", "bio:atp", "", 0.0),
     Query("x"),
