@@ -50,7 +50,9 @@ def look_up(repo: str, file: str, revision: str | None = None, *, endpoint: str 
 
 
 def _refusal(repo: str, status: int) -> str:
-    if status in (401, 403):
+    if status == 401:
+        return f"The hub has no repository {repo}, or does not know the token; check the name, or set HF_TOKEN."
+    if status == 403:
         return f"The hub refuses {repo} (HTTP status {status}); set HF_TOKEN to a token that may read it."
     return f"The hub answered HTTP status {status} for {repo}; try again later."
 

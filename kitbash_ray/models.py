@@ -4,6 +4,7 @@
     <cache_dir>/models/<owner>--<name>@<revision>/<file>  ... of a revision that was asked for
     <cache_dir>/models/<host>/<path>                      a file from anywhere else
     ... .partial, .partial.tag                            a pull that was interrupted (download.py)
+    <cache_dir>/models/.locks/                            who is pulling; a lock file is never deleted, that would break it
 
 A file gets its name when it is whole, so what is there is never looked at again. A model in several parts
 (`-00001-of-00003.gguf`) is one model, named by its first part. Not here: loading models (engines), and talking
@@ -107,7 +108,7 @@ def pull(
     fresh = False
     if not all(target.is_file() for target in targets):
         _make_folder(targets[0].parent)
-        with _alone(targets[0], waiting):
+        with _alone(source.name, cache_dir, waiting):
             missing = [target for target in targets if not target.is_file()]
             remotes = [_remote(source, str(PurePosixPath(source.file).with_name(path.name)), endpoint) for path in missing]
             left = [(remote.size or 0) - size_of(partial_of(path)) for remote, path in zip(remotes, missing, strict=True)]
@@ -148,7 +149,7 @@ def installed(cache_dir: Path) -> list[Model]:
 def remove(name: str, cache_dir: Path) -> Model:
     """Delete a model, whole or not. Raises ModelError when there is none of that name."""
     model = find(name, cache_dir)
-    with _alone(model.path):
+    with _alone(model.name, cache_dir):
         for part in _parts(model.path.name):
             path = model.path.with_name(part)
             path.unlink(missing_ok=True)
@@ -257,20 +258,22 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(target: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """No other process pulls or removes `target` meanwhile; without `waiting`, not waited for."""
+def _alone(name: str, cache_dir: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """No other process pulls or removes the model meanwhile; without `waiting`, not waited for."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(target.with_name(target.name + ".lock"))
+    folder = _models(cache_dir) / ".locks"
+    _make_folder(folder)
+    lock = FileLock(folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         if waiting is None:
-            raise ModelError(f"{target.name} is being pulled at this moment; stop that first.") from None
+            raise ModelError(f"{name} is being pulled at this moment; stop that first.") from None
         waiting()
         lock.acquire()
     except OSError as error:
-        raise ModelError(f"{target.parent} cannot be written: {error.strerror}.") from error
+        raise ModelError(f"{folder} cannot be written: {error.strerror}.") from error
     try:
         yield
     finally:

@@ -116,18 +116,23 @@ def _download_bar() -> Iterator[Report]:
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("", total=None, visible=False)
-        current = ""
+    bar = Progress(*columns, console=errors, transient=True)
+    task = bar.add_task("", total=None)
+    current = ""
 
-        def report(what: str, done: int, total: int | None) -> None:
-            nonlocal current
-            if what != current:  # a new start, so that what was there before does not count as speed
-                bar.reset(task, description=what, completed=done, total=total, visible=True)
-                current = what
-            bar.update(task, completed=done, total=total)
+    def report(what: str, done: int, total: int | None) -> None:
+        nonlocal current
+        if what != current:  # a new start, so that what was there before does not count as speed
+            bar.start()
+            bar.reset(task, description=what, completed=done, total=total)
+            current = what
+        bar.update(task, completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if current:  # a bar that never started would leave an empty line
+            bar.stop()
 
 
 def _row(model: models.Model) -> dict[str, Any]:
