@@ -41,7 +41,7 @@ def look_up(repo: str, file: str, revision: str | None = None, *, endpoint: str 
         raise ModelError("HF_HUB_OFFLINE forbids the network; unset it to pull a model.") from error
     except errors.HfHubHTTPError as error:
         raise ModelError(_refusal(repo, error.response.status_code)) from error
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ModelError(
             f"The hub cannot be reached ({str(error) or type(error).__name__}); check the network, or HF_ENDPOINT, and pull again."
         ) from error

@@ -79,7 +79,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for o
         print(json.dumps(rows, ensure_ascii=False, indent=2))
     elif rows:
         _print_table(rows)
-    else:
+    elif not found:
         errors.print(f"No model yet. One to begin with (0.4 GB): kitbash models pull {EXAMPLE}", soft_wrap=True)
     for model in found:
         if not model.whole:
@@ -142,14 +142,13 @@ def _row(model: models.Model) -> dict[str, Any]:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "size", "architecture", "quantization", "context", "path"):
-        numeric = column in ("size", "context")
-        table.add_column(column, overflow="fold", justify="right" if numeric else "left", no_wrap=numeric)
+    for column in ("size", "architecture", "quantization", "context"):
+        table.add_column(column, no_wrap=True, justify="right" if column in ("size", "context") else "left")
+    table.add_column("name and path", overflow="fold")
     for row in rows:
         context = f"{row['context']:,}" if row["context"] else ""
-        table.add_row(
-            escape(row["name"]), decimal(row["size"]), escape(row["architecture"]), row["quantization"], context, escape(_short(row["path"]))
-        )  # fmt: skip
+        place = f"{escape(row['name'])}\n[dim]{escape(_short(row['path']))}[/]"
+        table.add_row(decimal(row["size"]), escape(row["architecture"]), row["quantization"], context, place)
     output.print(table)
 
 
