@@ -82,7 +82,11 @@ def download(remote: Remote, partial: Path, report: Report) -> None:
                 if size_of(partial) > before:
                     pauses, brought = iter(PAUSES_S), True
                 pause = next(pauses, None)
-                if pause is None or (isinstance(error, httpx.ConnectError) and not brought):
+                if isinstance(error, httpx.ConnectError) and not brought:
+                    raise ModelError(
+                        f"The server of {name} cannot be reached ({error}); check the address and the network."
+                    ) from error
+                if pause is None:
                     raise ModelError(
                         f"The download of {name} broke off ({str(error) or type(error).__name__}); "
                         "check the network and pull again: it goes on where it stopped."

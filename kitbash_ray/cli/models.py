@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
 
 from kitbash_ray import models
 from kitbash_ray.cli.console import errors, output
@@ -78,7 +76,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for o
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
     elif rows:
-        _print_table(rows)
+        _print_models(rows)
     elif not found:
         errors.print(f"No model yet. One to begin with (0.4 GB): kitbash models pull {EXAMPLE}", soft_wrap=True)
     for model in found:
@@ -140,16 +138,13 @@ def _row(model: models.Model) -> dict[str, Any]:
     return {"name": model.name, "size": model.size, **header, "path": str(model.path)}
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("size", "architecture", "quantization", "context"):
-        table.add_column(column, no_wrap=True, justify="right" if column in ("size", "context") else "left")
-    table.add_column("name and path", overflow="fold")
+def _print_models(rows: list[dict[str, Any]]) -> None:
+    """Three lines each: names and paths are too long for the columns of a table."""
     for row in rows:
-        context = f"{row['context']:,}" if row["context"] else ""
-        place = f"{escape(row['name'])}\n[dim]{escape(_short(row['path']))}[/]"
-        table.add_row(decimal(row["size"]), escape(row["architecture"]), row["quantization"], context, place)
-    output.print(table)
+        facts = [decimal(row["size"]), row["architecture"], row["quantization"]]
+        facts.append(f"context {row['context']:,}" if row["context"] else "")
+        output.print(f"[bold]{escape(row['name'])}[/]", soft_wrap=True)
+        output.print(escape(f"  {'   '.join(filter(None, facts))}\n  {_short(row['path'])}"), soft_wrap=True)
 
 
 def _short(path: str) -> str:
