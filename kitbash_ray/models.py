@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
@@ -130,15 +130,17 @@ def resolve(model: str | Path, cache_dir: Path) -> Path:
     path = Path(model).expanduser()
     if path.exists() or path.is_absolute():
         return path
-    name = str(model)
-    try:
-        found = _models(cache_dir) / (source := read_source(name)).folder / source.file
-        cached = next((here for here in (found, _models(cache_dir) / name) if here.is_file()), None)
-    except ModelError:
-        return path
-    if cached is None or not all(cached.with_name(Path(part).name).is_file() for part in _parts(cached.name)):
+    name = path.as_posix()
+    places = [_models(cache_dir) / path] if len(path.parts) > 1 and ".." not in path.parts else []
+    with suppress(ModelError):  # it names no model: then it is a path
+        source = read_source(name)
+        places.append(_models(cache_dir) / source.folder / source.file)
+    for place in places:
+        if place.is_file() and all(place.with_name(part).is_file() for part in _parts(place.name)):
+            return place
+    if len(places) > 1:
         raise ModelError(f"The model {name} is not here yet: kitbash models pull {name}")
-    return cached
+    return path
 
 
 def installed(cache_dir: Path) -> list[Model]:
@@ -150,10 +152,13 @@ def remove(name: str, cache_dir: Path) -> Model:
     """Delete a model, whole or not. Raises ModelError when there is none of that name."""
     model = find(name, cache_dir)
     with _alone(model.name, cache_dir):
-        for part in _parts(model.path.name):
-            path = model.path.with_name(part)
-            path.unlink(missing_ok=True)
-            drop(partial_of(path))
+        try:
+            for part in _parts(model.path.name):
+                path = model.path.with_name(part)
+                path.unlink(missing_ok=True)
+                drop(partial_of(path))
+        except OSError as error:
+            raise ModelError(f"{path} cannot be deleted: {error.strerror}.") from error
     for folder in model.path.parents:
         if folder == _models(cache_dir) or any(folder.iterdir()):
             break

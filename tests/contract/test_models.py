@@ -287,6 +287,8 @@ def test_a_setting_may_name_a_pulled_model_or_any_path(hub: HubServer, tmp_path:
         resolve(NAME, tmp_path)
     pulled = pull_from(hub, tmp_path)
     assert resolve(NAME, tmp_path) == resolve(Path(NAME), tmp_path) == pulled.path
+    elsewhere = pull_from(hub, tmp_path, f"{hub.url}/plain/{NAME}")
+    assert resolve(f"{hub.url.removeprefix('http://')}/plain/{NAME}", tmp_path) == elsewhere.path
     assert resolve(tiny_gguf, tmp_path) == tiny_gguf
     assert resolve("somewhere.gguf", tmp_path) == Path("somewhere.gguf")
 
