@@ -69,24 +69,29 @@ def download(remote: Remote, partial: Path, report: Report) -> None:
     """Bring `partial` to its end. Raises ModelError with one sentence; what came so far stays."""
     import httpx
 
+    name, brought = partial.name.removesuffix(".partial"), False
     with httpx.Client(follow_redirects=True, timeout=TIMEOUT_S) as client, _disk_errors(partial):
         pauses = iter(PAUSES_S)
         while True:
             before = size_of(partial)
             try:
                 return _attempt(client, remote, partial, report)
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
+                raise ModelError(f"The address of {name} leads nowhere: {error}; check it.") from error
             except (httpx.TransportError, _Broken) as error:
                 if size_of(partial) > before:
-                    pauses = iter(PAUSES_S)
+                    pauses, brought = iter(PAUSES_S), True
                 pause = next(pauses, None)
+                if isinstance(error, httpx.ConnectError) and not brought:
+                    raise ModelError(
+                        f"The server of {name} cannot be reached ({error}); check the address and the network."
+                    ) from error
                 if pause is None:
                     raise ModelError(
-                        f"The download of {remote.url} broke off ({str(error) or type(error).__name__}); "
+                        f"The download of {name} broke off ({str(error) or type(error).__name__}); "
                         "check the network and pull again: it goes on where it stopped."
                     ) from error
                 time.sleep(pause)
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
-                raise ModelError(f"{remote.url} leads nowhere: {error}; check the address.") from error
 
 
 def check_space(folder: Path, needed: int) -> None:

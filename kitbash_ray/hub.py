@@ -41,7 +41,7 @@ def look_up(repo: str, file: str, revision: str | None = None, *, endpoint: str 
         raise ModelError("HF_HUB_OFFLINE forbids the network; unset it to pull a model.") from error
     except errors.HfHubHTTPError as error:
         raise ModelError(_refusal(repo, error.response.status_code)) from error
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ModelError(
             f"The hub cannot be reached ({str(error) or type(error).__name__}); check the network, or HF_ENDPOINT, and pull again."
         ) from error
@@ -50,7 +50,9 @@ def look_up(repo: str, file: str, revision: str | None = None, *, endpoint: str 
 
 
 def _refusal(repo: str, status: int) -> str:
-    if status in (401, 403):
+    if status == 401:
+        return f"The hub has no repository {repo}, or does not know the token; check the name, or set HF_TOKEN."
+    if status == 403:
         return f"The hub refuses {repo} (HTTP status {status}); set HF_TOKEN to a token that may read it."
     return f"The hub answered HTTP status {status} for {repo}; try again later."
 

@@ -4,6 +4,7 @@
     <cache_dir>/models/<owner>--<name>@<revision>/<file>  ... of a revision that was asked for
     <cache_dir>/models/<host>/<path>                      a file from anywhere else
     ... .partial, .partial.tag                            a pull that was interrupted (download.py)
+    <cache_dir>/models/.locks/                            who is pulling; a lock file is never deleted, that would break it
 
 A file gets its name when it is whole, so what is there is never looked at again. A model in several parts
 (`-00001-of-00003.gguf`) is one model, named by its first part. Not here: loading models (engines), and talking
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
@@ -107,7 +108,7 @@ def pull(
     fresh = False
     if not all(target.is_file() for target in targets):
         _make_folder(targets[0].parent)
-        with _alone(targets[0], waiting):
+        with _alone(source.name, cache_dir, waiting):
             missing = [target for target in targets if not target.is_file()]
             remotes = [_remote(source, str(PurePosixPath(source.file).with_name(path.name)), endpoint) for path in missing]
             left = [(remote.size or 0) - size_of(partial_of(path)) for remote, path in zip(remotes, missing, strict=True)]
@@ -129,15 +130,17 @@ def resolve(model: str | Path, cache_dir: Path) -> Path:
     path = Path(model).expanduser()
     if path.exists() or path.is_absolute():
         return path
-    name = str(model)
-    try:
-        found = _models(cache_dir) / (source := read_source(name)).folder / source.file
-        cached = next((here for here in (found, _models(cache_dir) / name) if here.is_file()), None)
-    except ModelError:
-        return path
-    if cached is None or not all(cached.with_name(Path(part).name).is_file() for part in _parts(cached.name)):
+    name = path.as_posix()
+    places = [_models(cache_dir) / path] if len(path.parts) > 1 and ".." not in path.parts else []
+    with suppress(ModelError):  # it names no model: then it is a path
+        source = read_source(name)
+        places.append(_models(cache_dir) / source.folder / source.file)
+    for place in places:
+        if place.is_file() and all(place.with_name(part).is_file() for part in _parts(place.name)):
+            return place
+    if len(places) > 1:
         raise ModelError(f"The model {name} is not here yet: kitbash models pull {name}")
-    return cached
+    return path
 
 
 def installed(cache_dir: Path) -> list[Model]:
@@ -148,11 +151,14 @@ def installed(cache_dir: Path) -> list[Model]:
 def remove(name: str, cache_dir: Path) -> Model:
     """Delete a model, whole or not. Raises ModelError when there is none of that name."""
     model = find(name, cache_dir)
-    with _alone(model.path):
-        for part in _parts(model.path.name):
-            path = model.path.with_name(part)
-            path.unlink(missing_ok=True)
-            drop(partial_of(path))
+    with _alone(model.name, cache_dir):
+        try:
+            for part in _parts(model.path.name):
+                path = model.path.with_name(part)
+                path.unlink(missing_ok=True)
+                drop(partial_of(path))
+        except OSError as error:
+            raise ModelError(f"{path} cannot be deleted: {error.strerror}.") from error
     for folder in model.path.parents:
         if folder == _models(cache_dir) or any(folder.iterdir()):
             break
@@ -257,20 +263,22 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(target: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """No other process pulls or removes `target` meanwhile; without `waiting`, not waited for."""
+def _alone(name: str, cache_dir: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """No other process pulls or removes the model meanwhile; without `waiting`, not waited for."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(target.with_name(target.name + ".lock"))
+    folder = _models(cache_dir) / ".locks"
+    _make_folder(folder)
+    lock = FileLock(folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         if waiting is None:
-            raise ModelError(f"{target.name} is being pulled at this moment; stop that first.") from None
+            raise ModelError(f"{name} is being pulled at this moment; stop that first.") from None
         waiting()
         lock.acquire()
     except OSError as error:
-        raise ModelError(f"{target.parent} cannot be written: {error.strerror}.") from error
+        raise ModelError(f"{folder} cannot be written: {error.strerror}.") from error
     try:
         yield
     finally:

@@ -20,7 +20,19 @@ from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.testing import write_tiny_gguf
 
 #: Variables with these beginnings are settings, or could be mistaken for one.
-SETTINGS = ("KITBASH_", "BITNET_", "KOBOLD_", "CARTRIDGE", "GRAIN_", "EMBEDDING_", "REDIS_", "DIAGNOSTIC_", "LOG_", "RAY_AUTH_")
+SETTINGS = (
+    "KITBASH_",
+    "BITNET_",
+    "KOBOLD_",
+    "CARTRIDGE",
+    "GRAIN_",
+    "EMBEDDING_",
+    "REDIS_",
+    "DIAGNOSTIC_",
+    "LOG_",
+    "RAY_AUTH_",
+    "HF_",
+)
 
 WriteCartridge = Callable[..., Path]
 

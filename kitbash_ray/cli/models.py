@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
 
 from kitbash_ray import models
 from kitbash_ray.cli.console import errors, output
@@ -78,8 +76,8 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for o
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
     elif rows:
-        _print_table(rows)
-    else:
+        _print_models(rows)
+    elif not found:
         errors.print(f"No model yet. One to begin with (0.4 GB): kitbash models pull {EXAMPLE}", soft_wrap=True)
     for model in found:
         if not model.whole:
@@ -116,18 +114,23 @@ def _download_bar() -> Iterator[Report]:
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("", total=None, visible=False)
-        current = ""
+    bar = Progress(*columns, console=errors, transient=True)
+    task = bar.add_task("", total=None)
+    current = ""
 
-        def report(what: str, done: int, total: int | None) -> None:
-            nonlocal current
-            if what != current:  # a new start, so that what was there before does not count as speed
-                bar.reset(task, description=what, completed=done, total=total, visible=True)
-                current = what
-            bar.update(task, completed=done, total=total)
+    def report(what: str, done: int, total: int | None) -> None:
+        nonlocal current
+        if what != current:  # a new start, so that what was there before does not count as speed
+            bar.start()
+            bar.reset(task, description=what, completed=done, total=total)
+            current = what
+        bar.update(task, completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if current:  # a bar that never started would leave an empty line
+            bar.stop()
 
 
 def _row(model: models.Model) -> dict[str, Any]:
@@ -135,17 +138,13 @@ def _row(model: models.Model) -> dict[str, Any]:
     return {"name": model.name, "size": model.size, **header, "path": str(model.path)}
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "size", "architecture", "quantization", "context", "path"):
-        numeric = column in ("size", "context")
-        table.add_column(column, overflow="fold", justify="right" if numeric else "left", no_wrap=numeric)
+def _print_models(rows: list[dict[str, Any]]) -> None:
+    """Three lines each: names and paths are too long for the columns of a table."""
     for row in rows:
-        context = f"{row['context']:,}" if row["context"] else ""
-        table.add_row(
-            escape(row["name"]), decimal(row["size"]), escape(row["architecture"]), row["quantization"], context, escape(_short(row["path"]))
-        )  # fmt: skip
-    output.print(table)
+        facts = [decimal(row["size"]), row["architecture"], row["quantization"]]
+        facts.append(f"context {row['context']:,}" if row["context"] else "")
+        output.print(f"[bold]{escape(row['name'])}[/]", soft_wrap=True)
+        output.print(escape(f"  {'   '.join(filter(None, facts))}\n  {_short(row['path'])}"), soft_wrap=True)
 
 
 def _short(path: str) -> str:
