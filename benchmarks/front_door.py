@@ -16,19 +16,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 
-from actors.haproxy import free_port
 from benchmarks.common import finish, print_table
-from kitbash_ray.config import load_settings
-from kitbash_ray.token import find_token
+from benchmarks.own_cluster import own_cluster
 
 QUESTION = "What is ATP?"
 CONNECTIONS = (1, 16)
@@ -71,23 +67,9 @@ def main() -> None:
     if not shutil.which("wrk"):
         sys.exit("wrk is needed to make the load: apt install wrk")
     rounds, seconds = (2, 3) if options.quick else (5, 6)
-    folder = Path(tempfile.mkdtemp(prefix="kb", dir="/tmp"))
-    os.environ |= {
-        "KITBASH_STATE_DIR": str(folder),
-        "KITBASH_PORT": str(free_port()),
-        "KITBASH_DASHBOARD_PORT": str(free_port()),
-        "PYTHONPATH": os.getcwd(),
-    }
-    from actors import cluster
-
-    settings = load_settings()
-    try:
-        found = cluster.up(settings, print)
-        subprocess.run([sys.executable, "-m", "benchmarks.no_ops", found.address], check=True)
-        runs = measure(found.url, find_token(settings), rounds, seconds, folder)
-    finally:
-        cluster.down(settings, print)
-        shutil.rmtree(folder, ignore_errors=True)
+    with own_cluster() as own:
+        subprocess.run([sys.executable, "-m", "benchmarks.no_ops", own.address], check=True)
+        runs = measure(own.url, own.token, rounds, seconds, own.folder)
     rows = [
         (
             name,

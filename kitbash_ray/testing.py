@@ -193,10 +193,10 @@ TINY_WORDS = """the cell water light energy sun leaf root stone river cloud bird
     heat cold north south moon star wind rain snow sand fire glass paper ink wheel clock bell door roof wall""".split()
 
 
-def write_tiny_gguf(path: Path, *, seed: int = 0, weights: str = "F32") -> Path:
+def write_tiny_gguf(path: Path, *, seed: int = 0, weights: str = "F32", blocks: int = TINY_BLOCKS) -> Path:
     """Write a random model of architecture `llama` to `path`: under a megabyte, real llama.cpp.
 
-    `weights` is the ggml type of its matrices, F32 or one that takes rows of 64 (Q8_0, Q4_0). Its tokens are the 256 bytes and `TINY_WORDS`; it writes only the words and ends by length.
+    With more `blocks` it is larger and slower. `weights` is the ggml type of its matrices, F32 or one that takes rows of 64 (Q8_0, Q4_0). Its tokens are the 256 bytes and `TINY_WORDS`; it writes only the words and ends by length.
     """
     import gguf
 
@@ -204,14 +204,14 @@ def write_tiny_gguf(path: Path, *, seed: int = 0, weights: str = "F32") -> Path:
     writer.add_name("tiny")
     writer.add_context_length(TINY_CONTEXT)
     writer.add_embedding_length(TINY_EMBED)
-    writer.add_block_count(TINY_BLOCKS)
+    writer.add_block_count(blocks)
     writer.add_feed_forward_length(TINY_FEED_FORWARD)
     writer.add_head_count(TINY_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(TINY_EMBED // TINY_HEADS)
     size = _add_tiny_vocabulary(writer)
     kind = gguf.GGMLQuantizationType[weights]
-    for name, tensor in _tiny_tensors(size, np.random.default_rng(seed)):
+    for name, tensor in _tiny_tensors(size, blocks, np.random.default_rng(seed)):
         if tensor.ndim == 2 and weights != "F32":
             writer.add_tensor(name, gguf.quants.quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
         else:
@@ -244,7 +244,7 @@ def _add_tiny_vocabulary(writer: Any) -> int:
     return len(entries)
 
 
-def _tiny_tensors(size: int, random: np.random.Generator) -> list[tuple[str, npt.NDArray[np.float64]]]:
+def _tiny_tensors(size: int, blocks: int, random: np.random.Generator) -> list[tuple[str, npt.NDArray[np.float64]]]:
     wide, deep = TINY_EMBED, TINY_FEED_FORWARD
     output = random.standard_normal((size, wide))
     output[: size - len(TINY_WORDS)] = 0.0  # only words have a chance to be the next token
@@ -257,7 +257,7 @@ def _tiny_tensors(size: int, random: np.random.Generator) -> list[tuple[str, npt
         "attn_q": (wide, wide), "attn_k": (wide, wide), "attn_v": (wide, wide), "attn_output": (wide, wide),
         "ffn_gate": (deep, wide), "ffn_up": (deep, wide), "ffn_down": (wide, deep),
     }  # fmt: skip
-    for block in range(TINY_BLOCKS):
+    for block in range(blocks):
         tensors += [(f"blk.{block}.{name}.weight", np.ones(wide)) for name in ("attn_norm", "ffn_norm")]
         tensors += [
             (f"blk.{block}.{name}.weight", random.standard_normal(shape) / math.sqrt(shape[1]))

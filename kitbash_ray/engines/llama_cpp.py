@@ -31,6 +31,8 @@ from kitbash_ray.types import Message, Usage
 
 GGUF_MAGIC = b"GGUF"
 THREAD_END = None
+#: What the thread hands over: text, the error it ended with, or its end.
+Waiting = Piece | Exception | None
 #: llama.cpp's names of encoders, which load as if they could generate.
 EMBEDDING_ARCHITECTURES = frozenset({"bert", "nomic-bert", "jina-bert-v2", "modern-bert", "t5encoder"})
 
@@ -237,27 +239,45 @@ def llama_token_eot(llama: Any) -> int:
 async def _in_thread(source: Iterator[Piece], cancelled: threading.Event) -> AsyncGenerator[Piece, None]:
     """Run a blocking iterator in a thread; closing this one cancels it and waits for its end."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+    queue: asyncio.Queue[Waiting] = asyncio.Queue()
 
     def run() -> None:
         try:
             for item in source:
                 loop.call_soon_threadsafe(queue.put_nowait, item)
+            end: Waiting = THREAD_END
         except Exception as error:  # handed to the consumer, which raises it
-            loop.call_soon_threadsafe(queue.put_nowait, error)
-        finally:
-            loop.call_soon_threadsafe(queue.put_nowait, THREAD_END)
+            end = error
+        loop.call_soon_threadsafe(queue.put_nowait, end)
 
     running = loop.run_in_executor(None, run)
     try:
-        while (item := await queue.get()) is not THREAD_END:
-            if isinstance(item, Exception):
-                raise item
-            yield item
+        end: Waiting = Piece("")
+        while isinstance(end, Piece):
+            told, end = _joined([await queue.get(), *_all_in(queue)])
+            if told:
+                yield told
+        if end is not THREAD_END:
+            raise end
     finally:
         cancelled.set()
         # Shielded: whoever closes us must not take the context while the thread still uses it.
         await asyncio.shield(running)
+
+
+def _all_in(queue: asyncio.Queue[Waiting]) -> Iterator[Waiting]:
+    while not queue.empty():
+        yield queue.get_nowait()
+
+
+def _joined(waiting: list[Waiting]) -> tuple[Piece | None, Waiting]:
+    """The pieces of `waiting` as one, and how it ends: with a piece, an error or the thread's end.
+
+    Whoever takes tokens slower than they come gets several at once instead of a growing queue.
+    """
+    pieces = [item for item in waiting if isinstance(item, Piece)]
+    logprobs = tuple(value for piece in pieces for value in piece.logprobs)
+    return (Piece("".join(piece.text for piece in pieces), logprobs) if pieces else None), waiting[-1]
 
 
 @cache

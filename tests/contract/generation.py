@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import aclosing
 from typing import Any
 
@@ -27,5 +28,5 @@ async def text_of(engine: Engine, prompt: str = PROMPT, *, max_tokens: int = 16,
 
 
 async def words_of(engine: Engine) -> list[str]:
-    """The pieces that show something."""
-    return [piece.text for piece in await pieces_of(engine) if piece.text]
+    """What it says word by word, each with the space before it; the tiny model's tokens are words."""
+    return re.findall(r"\s*\S+", await text_of(engine))
