@@ -117,7 +117,9 @@ async def test_what_is_sampled_with_a_seed_can_be_repeated(engine: Engine) -> No
     assert await text_of(engine, **sampling) == await text_of(engine, **sampling)
 
 
-@pytest.mark.parametrize("prompt", ["🦠" * 20, "a\x00b", "'; DROP TABLE facts; --", "«ü»\n\r\t", " ", "</s><s>", "data: [DONE]"])
+@pytest.mark.parametrize(
+    "prompt", ["🦠" * 20, "a\x00b", "'; DROP TABLE facts; --", "«ü»\n\r\t", " ", "</s><s>", "data: [DONE]"]
+)
 async def test_odd_prompts_are_continued_like_others(engine: Engine, prompt: str) -> None:
     assert await text_of(engine, prompt)
 
@@ -178,7 +180,9 @@ async def test_context_tokens_is_unavailable_too(opened: Open) -> None:
             await engine.context_tokens()
 
 
-@pytest.mark.parametrize("url", ["", "localhost:5001", "ftp://localhost", "http://", "http://me:secret@localhost", "http://h:port", "/a"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:5001", "ftp://localhost", "http://", "http://me:secret@localhost", "http://h:port", "/a"]
+)
 def test_what_is_no_address_is_refused_and_no_password_shown(opened: Open, url: str) -> None:
     with pytest.raises(ConfigError) as raised:
         opened(url)
@@ -257,7 +261,18 @@ async def test_nonsense_instead_of_everything_is_an_error(opened: Open, nonsense
 
 @pytest.mark.parametrize(
     "event",
-    ["5", "[]", "null", "{", "nonsense", '{"token": 3}', '{"choices": 3}', '{"choices": [3]}', '{"choices": [{"delta": 3}]}', "{}"],
+    [
+        "5",
+        "[]",
+        "null",
+        "{",
+        "nonsense",
+        '{"token": 3}',
+        '{"choices": 3}',
+        '{"choices": [3]}',
+        '{"choices": [{"delta": 3}]}',
+        "{}",
+    ],
 )
 async def test_nonsense_in_an_event_is_an_error(opened: Open, good: list[Any], event: str) -> None:
     async with serving(stream(events(good[0], event, *good[1:]))) as server:
