@@ -1,7 +1,8 @@
 """KoboldCpp by its own API, which tells window and tokens exactly and can be told to stop.
 
 Messages are rendered in the Alpaca template, KoboldCpp's default for instructions. Not here: a queue
-(KoboldCpp serves one generation at a time), tools, and log-probabilities, which its stream does not tell.
+(KoboldCpp serves one generation at a time), tools, and log-probabilities: those that KoboldCpp tells are
+taken after its samplers, so that the only candidate of a greedy choice is always certain.
 """
 
 from __future__ import annotations

@@ -163,6 +163,8 @@ class OpenAIEngine:
         self._model_asked = True
         entries = [entry for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
         own = next((entry for entry in entries if entry.get("id") == self.name), entries[0] if entries else {})
+        if own.get("owned_by") == "koboldcpp":  # its probabilities are those after sampling: 1 for a greedy choice
+            self._left_out |= {"logprobs"}
         if not self.name and isinstance(own.get("id"), str):
             self.name = own["id"]
         if self._window is None:

@@ -205,6 +205,13 @@ async def test_log_probabilities_are_told_if_the_server_tells_them() -> None:
     assert (first.logprobs, second.logprobs) == ((-0.5,), ())
 
 
+async def test_a_koboldcpp_is_not_asked_for_probabilities_that_say_nothing() -> None:
+    async with serving(GOOD) as server:
+        server._answers["/v1/models"] = models(owned_by="koboldcpp")
+        await pieces_of(OpenAIEngine(server.url))
+    assert not {"logprobs", "top_logprobs"} & set(server.bodies(CHAT)[0])
+
+
 @pytest.mark.parametrize(
     ("chunks", "usage"),
     [
