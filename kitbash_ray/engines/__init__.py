@@ -1,4 +1,4 @@
 """Programs that turn a prompt into text behind one protocol (base.py).
 
-Here is llama.cpp in this process; engines over HTTP join it behind the same protocol.
+Here are llama.cpp in this process, and two kinds of servers elsewhere: KoboldCpp and what speaks OpenAI's API.
 """

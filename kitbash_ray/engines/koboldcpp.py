@@ -1,7 +1,8 @@
 """KoboldCpp by its own API, which tells window and tokens exactly and can be told to stop.
 
 Messages are rendered in the Alpaca template, KoboldCpp's default for instructions. Not here: a queue
-(KoboldCpp serves one generation at a time), tools, and log-probabilities, which its stream does not tell.
+(KoboldCpp serves one generation at a time), tools, and log-probabilities: those that KoboldCpp tells are
+taken after its samplers, so that the only candidate of a greedy choice is always certain.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import Any
 
 from kitbash_ray.engines.base import Finish, Piece, Sampling
 from kitbash_ray.engines.http import READ_S, Server, address, too_long, whole_number
+from kitbash_ray.engines.turns import Turns
 from kitbash_ray.errors import LayerError, LayerUnavailable
 from kitbash_ray.types import Message, Usage
 
 INSTRUCTION, RESPONSE = "\n### Instruction:\n", "\n### Response:\n"
 #: What KoboldCpp itself stops at in this template.
 TURN_ENDS = ("\n### Instruction:", "\n### Response:")
+#: Its stop reasons for the end of the text and for a stop sequence.
+STOPPED = (1, 2)
 #: A heading of the template, however it is written; it begins where its hashes or the spaces before them begin.
 HEADING = re.compile(r"(?<![# \t])[ \t]*#[# \t]*(?=(?:instruction|response|input|system)\b)", re.IGNORECASE)
 #: How long a cancelled generation is waited for, and how long a busy server: it is still busy for a while after an abort.
@@ -43,6 +47,7 @@ class KoboldCpp:
         context_tokens: int | None = None,
         timeout_s: float = READ_S,
         key_setting: str = "the engine's key",
+        most_waiting: int = 64,
     ) -> None:
         """`base_url` may end in `/api` or `/api/v1`, as KoboldCpp prints it."""
         root = address(base_url).removesuffix("/v1").removesuffix("/api")
@@ -50,6 +55,7 @@ class KoboldCpp:
         self.name = ""
         self._window = context_tokens
         self._streams = True
+        self._turns = Turns(most_waiting)
         self._aborts: set[asyncio.Task[None]] = set()
 
     async def context_tokens(self) -> int:
@@ -65,6 +71,8 @@ class KoboldCpp:
 
     async def generate(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """What the model says; closing the iterator aborts the generation."""
+        if sampling.tools:
+            raise LayerError(f"The KoboldCpp at {self._server.url} cannot call tools here; use its OpenAI-compatible side.")
         prompt = render(messages)
         window, prompt_tokens = await self.context_tokens(), await self._tokens(prompt)
         if prompt_tokens + sampling.max_tokens > window:
@@ -72,19 +80,19 @@ class KoboldCpp:
             raise too_long(prompt_tokens, sampling.max_tokens, self.name, window)
         body = _body(prompt, sampling, window)
         text, end = "", None
-        done = False
-        try:
-            async with aclosing(self._tokens_of(body)) as events:
-                async for piece, finish in events:
-                    text, end = text + piece, finish or end
-                    if piece:
-                        yield Piece(piece)
-            done = True
-        finally:
-            if not done:
-                await self._abort(body["genkey"])
-        written = await self._tokens(text, special=False) if text else 0
-        finish = await self._finish(end, body, written)
+        async with self._turns.taken():
+            done = False
+            try:
+                async with aclosing(self._tokens_of(body)) as events:
+                    async for piece, finish in events:
+                        text, end = text + piece, finish or end
+                        if piece:
+                            yield Piece(piece)
+                done = True
+            finally:
+                if not done:
+                    await self._abort(body["genkey"])
+            finish, written = await self._end(end, text, sampling.max_tokens)
         yield Piece("", finish=finish, usage=Usage(prompt_tokens, written))
 
     async def aclose(self) -> None:
@@ -115,9 +123,12 @@ class KoboldCpp:
         while self._streams:
             async with self._server.asked("POST", "/api/extra/generate/stream", body) as response:
                 if response.is_success:
+                    said = None
                     async with aclosing(self._server.events(response)) as events:
-                        async for data in events:
-                            yield self._token(self._server.object(data))
+                        async for said in events:
+                            yield self._token(self._server.object(said))
+                    if said is None:
+                        raise self._server.broken_off()
                     return
                 said = await self._server.text(response)
                 if response.status_code == 404:
@@ -141,18 +152,26 @@ class KoboldCpp:
             raise self._server.garbage(json.dumps(told))
         return self._token({"token": results[0].get("text"), "finish_reason": results[0].get("finish_reason")})
 
-    async def _finish(self, told: str | None, body: dict[str, Any], written: int) -> Finish:
-        """How the text ended: KoboldCpp says "length" at a stop sequence too, and some versions say nothing."""
-        if told == "stop":
-            return "stop"
+    async def _end(self, told: str | None, text: str, most: int) -> tuple[Finish, int]:
+        """How the text ended, and its number of tokens.
+
+        KoboldCpp's stream says "length" at a stop sequence too, and some versions say nothing; what it
+        tells of its last generation is exact, unless another client has begun one in between.
+        """
         try:
-            kept = await self._server.json("POST", "/api/extra/generate/check", {"genkey": body["genkey"]})
-            untrimmed = self._result(kept)[0]
+            last = await self._server.json("GET", "/api/extra/perf")
+        except LayerUnavailable:
+            raise
         except LayerError:
-            untrimmed = ""  # an old version, or somebody else's generation is the last one by now
-        if any(stop in untrimmed for stop in body["stop_sequence"]):
-            return "stop"
-        return "length" if told or written >= body["max_length"] else "stop"
+            last = {}  # an old version
+        if told is None and last.get("idle") == 0:
+            raise self._server.broken_off()  # the stream is over, and the model goes on
+        written = whole_number(last.get("last_token_count"))
+        if written is None or written > most:
+            written = await self._tokens(text, special=False) if text else 0
+        if told == "stop" or last.get("stop_reason") in STOPPED:
+            return "stop", written
+        return ("length" if told or written >= most else "stop"), written
 
     async def _abort(self, genkey: str) -> None:
         """Tell the server to stop, and wait for its answer; a second cancellation does not take the word back."""

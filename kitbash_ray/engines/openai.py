@@ -22,8 +22,13 @@ from kitbash_ray.types import Message, Usage
 DEFAULT_WINDOW = 4096
 #: An estimate of tokens where no server counts them: characters a token, and what a template adds to a message.
 CHARS_A_TOKEN, TOKENS_A_MESSAGE = 3.5, 8
-#: What a server may refuse, and is then asked without; `max_tokens` has another name there.
-OPTIONAL = ("logprobs", "stream_options", "seed", "max_tokens")
+#: What a server may refuse and is then asked without, by what its refusal says; `max_tokens` has another name there.
+OPTIONAL = {
+    "logprobs": "logprobs",
+    "stream_options": "stream_options",
+    "seed": "seed",
+    "max_tokens": "max_completion_tokens",
+}
 #: Where servers count tokens: llama-server and vLLM, llama-cpp-python.
 COUNTING_ROUTES = ("/tokenize", "/extras/tokenize/count")
 #: What servers call an end, as ours. Whatever else there is ("content_filter") is a stop.
@@ -141,7 +146,7 @@ class OpenAIEngine:
                             yield data
                     return
                 text = await self._server.text(response)
-                refused = {field for field in OPTIONAL if field in asked and field in text} - left_out
+                refused = {field for field, sign in OPTIONAL.items() if field in asked and sign in text}
                 # 422 and 500 too: servers differ in what they call a field that they do not know
                 if not refused or response.status_code in (401, 403, 404, 429):
                     raise self._server.refusal(response, text)
@@ -158,6 +163,8 @@ class OpenAIEngine:
         self._model_asked = True
         entries = [entry for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
         own = next((entry for entry in entries if entry.get("id") == self.name), entries[0] if entries else {})
+        if own.get("owned_by") == "koboldcpp":  # its probabilities are those after sampling: 1 for a greedy choice
+            self._left_out |= {"logprobs"}
         if not self.name and isinstance(own.get("id"), str):
             self.name = own["id"]
         if self._window is None:

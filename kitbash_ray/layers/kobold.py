@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.config import Settings
 from kitbash_ray.engines.base import Engine
@@ -57,12 +59,13 @@ def open_kobold(settings: Settings, calibration: Calibration) -> KoboldLayer:
 
 
 def _engine(settings: Settings) -> Engine | None:
+    # An engine elsewhere tells its window, unless somebody knows better.
+    window = settings.kobold_context if "kobold_context" in settings.model_fields_set else None
+    elsewhere: dict[str, Any] = {"key": settings.kobold_key, "key_setting": "KOBOLD_KEY", "context_tokens": window}
     if settings.kobold_type in ("koboldcpp", "remote"):
-        return KoboldCpp(settings.kobold_url, key=settings.kobold_key, key_setting="KOBOLD_KEY")
+        return KoboldCpp(settings.kobold_url, most_waiting=settings.kobold_queue, **elsewhere)
     if settings.kobold_type == "openai":
-        return OpenAIEngine(
-            settings.kobold_url, model=settings.kobold_model or "", key=settings.kobold_key, key_setting="KOBOLD_KEY"
-        )
+        return OpenAIEngine(settings.kobold_url, model=settings.kobold_model or "", **elsewhere)
     if settings.kobold_model:
         return LlamaCpp(
             resolve(settings.kobold_model, settings.cache_dir),

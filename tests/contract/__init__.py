@@ -1,1 +1,1 @@
-"""Tests against one real local Ray cluster: front door, actors, Redis, CLI, nothing faked."""
+"""Contract tests: one suite for every backend of a seam."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.contract import koboldcpp_server as kobold
+from . import koboldcpp_server as kobold
 
 #: The window that every server is started with.
 WINDOW = 512
@@ -66,7 +66,7 @@ import sys, uvicorn
 from llama_cpp.server.app import create_app
 from llama_cpp.server.settings import ModelSettings, ServerSettings
 model = ModelSettings(model=sys.argv[1], model_alias="tiny", n_ctx=int(sys.argv[2]), n_threads=1, verbose=False)
-app = create_app(server_settings=ServerSettings(), model_settings=[model])
+app = create_app(server_settings=ServerSettings(interrupt_requests=False), model_settings=[model])
 uvicorn.run(app, fd=int(sys.argv[3]), log_level="error")
 """
 

@@ -13,6 +13,7 @@ import codecs
 import json
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,11 +41,12 @@ INVALID, OUT_OF_TOKENS, EOS, STOPPER = -1, 0, 1, 2
 
 @dataclass(frozen=True)
 class Ended:
-    """A generation that is over. `by` is "end", "abort" or "disconnect"."""
+    """A generation that is over. `by` is "end", "abort" or "disconnect", `at` of the monotonic clock."""
 
     genkey: str
     tokens: int
     by: str
+    at: float
 
 
 class Generation:
@@ -81,7 +83,7 @@ class Generation:
             self._generate()
         finally:
             self._server.busy.release()
-            self._server.ended.put(Ended(self.genkey, self.tokens, self.ended_by))
+            self._server.ended.put(Ended(self.genkey, self.tokens, self.ended_by, time.monotonic()))
             self._loop.call_soon_threadsafe(self.pieces.put_nowait, None)
 
     def _generate(self) -> None:
