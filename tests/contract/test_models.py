@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hub_server import COMMIT, HubServer, hub_server
+from .hub_server import COMMIT, HubServer, hub_server
 from typer.testing import CliRunner
 
 from kitbash_ray import download, models
