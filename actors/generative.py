@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -22,17 +23,46 @@ class GenerativeActor:
             self._layer = opened(settings, open_calibration(settings))
         except ModelError as error:  # an actor that dies of a bad file would be restarted for ever
             self._layer = GenerativeLayer(name, None, missing=str(error), max_tokens=1)
-        self._busy = 0
+        self._working: dict[str, asyncio.Task[None]] = {}
         Heartbeat(name, name, settings, self._status)
 
     async def stream(self, query: Query, so_far: tuple[LayerResult, ...]) -> AsyncGenerator[str | LayerResult, None]:
-        self._busy += 1
+        """Pieces of text, then the result. Pieces that wait while Ray carries one go on together."""
+        items: asyncio.Queue[str | LayerResult | Exception] = asyncio.Queue()
+        task = self._working[query.id] = asyncio.create_task(self._work(query, so_far, items))
+        task.add_done_callback(lambda _: self._working.pop(query.id, None))
         try:
-            async with aclosing(self._layer.stream(query, so_far)) as items:
-                async for item in items:
-                    yield item
+            while True:
+                item = await items.get()
+                while isinstance(item, str) and not items.empty():
+                    text, item = item, items.get_nowait()
+                    if not isinstance(item, str):
+                        yield text
+                    else:
+                        item = text + item
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if isinstance(item, LayerResult):
+                    return
         finally:
-            self._busy -= 1
+            task.cancel()
+
+    async def give_up(self, query_id: str) -> None:
+        """Stop working on a query. Cancelling the call of `stream` is not enough: while Ray carries a
+        piece, the generator is not running and hears of it only when it is garbage-collected."""
+        if task := self._working.get(query_id):
+            task.cancel()
+
+    async def _work(
+        self, query: Query, so_far: tuple[LayerResult, ...], items: asyncio.Queue[str | LayerResult | Exception]
+    ) -> None:
+        try:
+            async with aclosing(self._layer.stream(query, so_far)) as made:
+                async for item in made:
+                    items.put_nowait(item)
+        except Exception as error:  # raised where Ray sees it
+            items.put_nowait(error)
 
     async def ready(self) -> str:
         """Returns once the actor serves: its model's name, or why there is none."""
@@ -43,6 +73,6 @@ class GenerativeActor:
         return {
             "state": "ready" if engine else "unavailable",
             "model": engine.name if engine else "",
-            "load": str(self._busy),
+            "load": str(len(self._working)),
             "reason": self._layer.unavailable or "",
         }

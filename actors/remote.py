@@ -58,6 +58,7 @@ class RemoteStreamingLayer:
             raise _translated(self.name, error) from error
         finally:
             if not ended:
+                self._handle.give_up.remote(query.id)
                 ray.cancel(call)
 
 
