@@ -22,6 +22,7 @@ from fastapi.responses import JSONResponse, Response
 from ray import serve
 from starlette.types import ASGIApp
 
+from actors.adapter_routes import add_adapters
 from actors.chat_routes import add_chat
 from actors.frontdoor import open_orchestrator
 from actors.orchestrator import Orchestrator
@@ -51,6 +52,7 @@ def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> AS
     add_chat(http, orchestrator, settings.kitbash_max_in_flight)
     add_queries(http, orchestrator)
     add_feed(http, orchestrator)
+    add_adapters(http, orchestrator)
     add_health(http, orchestrator)
     add_errors(http)
     return Gate(http, token, Keyring(keys_file(settings)))

@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+import msgspec
+
 from actors.heartbeat import Heartbeat
+from kitbash_ray.adapters import Adapters, names
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.config import Settings
 from kitbash_ray.direct import open_calibration
@@ -24,6 +27,9 @@ class GenerativeActor:
         except ModelError as error:  # an actor that dies of a bad file would be restarted for ever
             self._layer = GenerativeLayer(name, None, missing=str(error), max_tokens=1)
         self._working: dict[str, asyncio.Task[None]] = {}
+        self._cache_dir = settings.cache_dir
+        self._adapters = Adapters(self._layer.engine, name, settings.cache_dir)
+        self._fault = self._adapters.restore()
         Heartbeat(name, name, settings, self._status)
 
     async def stream(self, query: Query, so_far: tuple[LayerResult, ...]) -> AsyncGenerator[str | LayerResult, None]:
@@ -64,6 +70,19 @@ class GenerativeActor:
         except Exception as error:  # raised where Ray sees it
             items.put_nowait(error)
 
+    async def adapters(self) -> dict[str, object]:
+        """The adapter in use, the one before it, and the names of all that are on this device."""
+        return {**msgspec.to_builtins(self._adapters.choice), "names": names(self._cache_dir)}
+
+    async def use_adapter(self, name: str | None) -> dict[str, object]:
+        """Swap the adapter between two generations; None for the bare model."""
+        await self._adapters.use(name)
+        return await self.adapters()
+
+    async def roll_back_adapter(self) -> dict[str, object]:
+        await self._adapters.roll_back()
+        return await self.adapters()
+
     async def ready(self) -> str:
         """Returns once the actor serves: its model's name, or why there is none."""
         return self._layer.engine.name if self._layer.engine else str(self._layer.unavailable)
@@ -74,5 +93,6 @@ class GenerativeActor:
             "state": "ready" if engine else "unavailable",
             "model": engine.name if engine else "",
             "load": str(len(self._working)),
-            "reason": self._layer.unavailable or "",
+            "adapter": self._adapters.choice.current or "",
+            "reason": self._layer.unavailable or self._fault or "",
         }

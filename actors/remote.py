@@ -61,6 +61,23 @@ class RemoteStreamingLayer:
                 self._handle.give_up.remote(query.id)
                 ray.cancel(call)
 
+    async def adapters(self) -> dict[str, Any]:
+        """The adapter in use, the one before it, and those that are there."""
+        return await self._told(self._handle.adapters.remote())
+
+    async def use_adapter(self, name: str | None) -> dict[str, Any]:
+        return await self._told(self._handle.use_adapter.remote(name))
+
+    async def roll_back_adapter(self) -> dict[str, Any]:
+        return await self._told(self._handle.roll_back_adapter.remote())
+
+    async def _told(self, call: Any) -> dict[str, Any]:
+        try:
+            told: dict[str, Any] = await call
+        except RayError as error:
+            raise _translated(self.name, error) from error
+        return told
+
 
 def _translated(name: str, error: RayError) -> KitbashError:
     """Ray's error as one of ours, in one sentence and without its stack trace."""

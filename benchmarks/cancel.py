@@ -28,7 +28,7 @@ import httpx
 
 from benchmarks.common import finish, percentile, print_table
 from benchmarks.own_cluster import OwnCluster, own_cluster
-from kitbash_ray.testing import write_tiny_gguf
+from kitbash_ray.tiny_model import write_tiny_gguf
 
 TARGETS = {"free_after_disconnect_ms_max": ("<=", 250.0)}
 BLOCKS = 40

@@ -77,6 +77,26 @@ class Kitbash:
         found: list[dict[str, Any]] = self._call("GET", "/v1/layers").json()
         return found
 
+    def cancel(self, query_id: str) -> None:
+        """End a question that is being worked on. Raises ClientError when it is not."""
+        self._call("DELETE", f"/v1/queries/{query_id}")
+
+    def adapters(self, layer: str = "kobold") -> dict[str, Any]:
+        """The LoRA adapter in use, the one before it, and those that are there."""
+        return self._told("GET", f"/v1/layers/{layer}/adapter")
+
+    def use_adapter(self, name: str | None, layer: str = "kobold") -> dict[str, Any]:
+        """Swap a layer's adapter between two generations; None for the bare model."""
+        return self._told("PUT", f"/v1/layers/{layer}/adapter", {"name": name})
+
+    def roll_back_adapter(self, layer: str = "kobold") -> dict[str, Any]:
+        """Go back to the adapter before."""
+        return self._told("POST", f"/v1/layers/{layer}/adapter/rollback")
+
+    def _told(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        told: dict[str, Any] = self._call(method, path, body).json()
+        return told
+
     def query(self, query_id: str) -> dict[str, Any]:
         """The state of a question on the blackboard."""
         found: dict[str, Any] = self._call("GET", f"/v1/queries/{query_id}").json()

@@ -18,6 +18,8 @@ MAX_BODY = 1 << 20
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup", "/docs", "/openapi.json"})
 #: Where a request's scope has the error budget of its key.
 BUDGET = "kitbash.max_error"
+#: Whether a request came with a key instead of the token.
+BY_KEY = "kitbash.by_key"
 
 
 class Gate:
@@ -59,7 +61,7 @@ class Gate:
         key = self._keys.find(secret.strip().decode("utf-8", "replace"))
         if key is None:
             return False
-        scope[BUDGET] = key.max_error
+        scope[BUDGET], scope[BY_KEY] = key.max_error, True
         return True
 
 

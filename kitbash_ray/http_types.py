@@ -75,6 +75,14 @@ class FeedbackIn(BaseModel):
     right: bool = Field(description="Whether the answer was right.")
 
 
+class AdapterIn(BaseModel):
+    """The adapter that a layer is to use; null for the bare model."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "house-style"}]})
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=WITHOUT_NUL)] | None
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: str

@@ -17,7 +17,7 @@ from kitbash_ray.config import load_settings
 from kitbash_ray.knowledge.embedder import Embedder, open_embedder
 from kitbash_ray.knowledge.verifier import Verifier, open_verifier
 from kitbash_ray.redis_server import RedisServer
-from kitbash_ray.testing import write_tiny_gguf
+from kitbash_ray.tiny_model import write_tiny_gguf
 
 #: Variables with these beginnings are settings, or could be mistaken for one.
 SETTINGS = (

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from kitbash_ray import models
+from kitbash_ray.cli import adapter
 from kitbash_ray.cli.console import errors, output
 from kitbash_ray.config import load_settings
 from kitbash_ray.download import Report
@@ -29,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Get language models for layers 1 and 4 from the Hugging Face hub, and look at those that are there.",
 )
+app.add_typer(adapter.app, name="adapter")
 
 EXAMPLE = "bartowski/Qwen2.5-0.5B-Instruct-GGUF/Qwen2.5-0.5B-Instruct-Q4_K_M.gguf"
 

@@ -82,6 +82,7 @@ class LlamaCpp:
         self.name = model.stem
         self._window = int(self._llama.n_ctx())
         self._turns = Turns(most_waiting)
+        self._adapter: Any = None
         self._ends = {self._llama.token_eos(), llama_token_eot(self._llama)}
         if self._llama.metadata.get("general.architecture") in EMBEDDING_ARCHITECTURES:
             raise ModelError(f"{str(model)!r} is an embedding model; this layer needs one that generates text.")
@@ -129,6 +130,30 @@ class LlamaCpp:
             usage = Usage(len(tokens), made)
             finish: Finish = "length" if made >= sampling.max_tokens and not stopper.stopped else "stop"
             yield replace(stopper.rest(), finish=finish, usage=usage)
+
+    async def use_adapter(self, adapter: Path | None) -> None:
+        """Apply a LoRA adapter to the model from the next generation on; None takes it away.
+
+        Raises ModelError when it cannot be loaded; then the one in use stays.
+        """
+        async with self._turns.taken():
+            await asyncio.to_thread(self.apply_adapter, adapter)
+
+    def apply_adapter(self, adapter: Path | None) -> None:
+        """The same at once, for a model that nobody generates with yet."""
+        import llama_cpp
+
+        _capture_log(llama_cpp).clear()
+        loaded = llama_cpp.llama_adapter_lora_init(self._llama.model, str(adapter).encode()) if adapter else None
+        if adapter and not loaded:
+            raise ModelError(f"llama.cpp cannot use {str(adapter)!r} as an adapter of {self.name}: {_complaint()}")
+        count = 1 if loaded else 0
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(loaded) if loaded else None
+        if llama_cpp.llama_set_adapters_lora(self._llama.ctx, adapters, count, (ctypes.c_float * 1)(1.0)):
+            raise ModelError(f"llama.cpp cannot apply {str(adapter)!r} to {self.name}.")
+        if self._adapter:  # no generation uses it any more
+            llama_cpp.llama_adapter_lora_free(self._adapter)
+        self._adapter = loaded
 
     def _tokens(self, messages: Sequence[Message]) -> list[int]:
         return list(self._llama.tokenize(self.render(messages).encode(), special=True))
@@ -278,6 +303,14 @@ def _joined(waiting: list[Waiting]) -> tuple[Piece | None, Waiting]:
     pieces = [item for item in waiting if isinstance(item, Piece)]
     logprobs = tuple(value for piece in pieces for value in piece.logprobs)
     return (Piece("".join(piece.text for piece in pieces), logprobs) if pieces else None), waiting[-1]
+
+
+def _complaint() -> str:
+    """What llama.cpp complained of first."""
+    import llama_cpp
+
+    complaints = _capture_log(llama_cpp)
+    return " ".join(complaints[0].split()) if complaints else "it does not say why"
 
 
 @cache

@@ -15,7 +15,7 @@ from actors import cluster as local
 from actors.haproxy import free_port
 from kitbash_ray import Kitbash
 from kitbash_ray.config import Settings, load_settings
-from kitbash_ray.testing import write_tiny_gguf
+from kitbash_ray.tiny_model import write_tiny_gguf
 
 from .harness import Cluster, copy_cartridges, eventually, listeners, listening, naming, processes
 

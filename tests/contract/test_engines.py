@@ -13,7 +13,8 @@ from kitbash_ray.engines.koboldcpp import KoboldCpp
 from kitbash_ray.engines.llama_cpp import LlamaCpp
 from kitbash_ray.engines.openai import OpenAIEngine
 from kitbash_ray.errors import LayerError
-from kitbash_ray.testing import TINY_WORDS, ScriptedEngine
+from kitbash_ray.testing import ScriptedEngine
+from kitbash_ray.tiny_model import TINY_WORDS
 
 from .engine_servers import koboldcpp_server, openai_server
 from .generation import WINDOW, asking, pieces_of, text_of

@@ -10,12 +10,12 @@ from pathlib import Path
 import gguf
 import pytest
 
-from kitbash_ray import testing
+from kitbash_ray import tiny_model
 from kitbash_ray.engines.base import Sampling
 from kitbash_ray.engines.llama_cpp import LlamaCpp
 from kitbash_ray.errors import LayerError, ModelError
 from kitbash_ray.knowledge.embedder import Embedder
-from kitbash_ray.testing import TINY_WORDS, write_tiny_gguf
+from kitbash_ray.tiny_model import TINY_WORDS, write_tiny_adapter, write_tiny_gguf
 from kitbash_ray.types import Message
 
 from .generation import WINDOW, asking, pieces_of, text_of, words_of
@@ -137,13 +137,13 @@ def test_control_tokens_in_a_question_do_not_reach_the_prompt(llama: LlamaCpp) -
 
 def _with_metadata(monkeypatch: pytest.MonkeyPatch, add: object) -> None:
     """Let the tiny model have more metadata: `add` gets the writer."""
-    original = testing._add_tiny_vocabulary
+    original = tiny_model._add_tiny_vocabulary
 
     def vocabulary(writer: gguf.GGUFWriter) -> int:
         add(writer)  # type: ignore[operator]
         return original(writer)
 
-    monkeypatch.setattr(testing, "_add_tiny_vocabulary", vocabulary)
+    monkeypatch.setattr(tiny_model, "_add_tiny_vocabulary", vocabulary)
 
 
 def test_the_models_own_chat_template_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,3 +209,33 @@ def test_a_good_file_loads_after_a_bad_one(tiny_gguf: Path, tmp_path: Path) -> N
     with pytest.raises(ModelError):
         LlamaCpp(tmp_path / "bad.gguf", context_tokens=64)
     assert asyncio.run(text_of(LlamaCpp(tiny_gguf, context_tokens=512)))
+
+
+async def test_an_adapter_changes_what_the_model_says_until_it_is_taken_away(llama: LlamaCpp, tmp_path: Path) -> None:
+    bare = await text_of(llama)
+    await llama.use_adapter(write_tiny_adapter(tmp_path / "a.gguf", seed=1))
+    first = await text_of(llama)
+    await llama.use_adapter(write_tiny_adapter(tmp_path / "b.gguf", seed=2))
+    assert len({bare, first, await text_of(llama)}) == 3
+    await llama.use_adapter(None)
+    assert await text_of(llama) == bare
+
+
+async def test_an_adapter_is_swapped_between_generations_and_drops_none(llama: LlamaCpp, tmp_path: Path) -> None:
+    bare = await text_of(llama, max_tokens=60)
+    adapter = write_tiny_adapter(tmp_path / "a.gguf")
+    before, _, after = await asyncio.gather(
+        text_of(llama, max_tokens=60), llama.use_adapter(adapter), text_of(llama, max_tokens=60)
+    )
+    assert before == bare
+    assert after != bare
+
+
+async def test_what_is_no_adapter_of_this_model_is_refused_and_changes_nothing(llama: LlamaCpp, tmp_path: Path) -> None:
+    await llama.use_adapter(write_tiny_adapter(tmp_path / "good.gguf"))
+    good = await text_of(llama)
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"x" * 100)
+    for bad in (tmp_path / "bad.gguf", tmp_path / "nowhere.gguf", write_tiny_gguf(tmp_path / "model.gguf")):
+        with pytest.raises(ModelError, match="cannot use"):
+            await llama.use_adapter(bad)
+    assert await text_of(llama) == good

@@ -15,7 +15,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from .hub_server import COMMIT, HubServer, hub_server
 from typer.testing import CliRunner
 
 from kitbash_ray import download, models
@@ -23,7 +22,9 @@ from kitbash_ray.cli import app
 from kitbash_ray.engines.gguf_header import Header, read_header
 from kitbash_ray.errors import ModelError
 from kitbash_ray.models import Pulled, installed, pull, read_source, remove, resolve
-from kitbash_ray.testing import write_tiny_gguf
+from kitbash_ray.tiny_model import write_tiny_gguf
+
+from .hub_server import COMMIT, HubServer, hub_server
 
 ROOT = Path(models.__file__).parents[1]
 NAME = "maker/Tiny-GGUF/tiny-F32.gguf"

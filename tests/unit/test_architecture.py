@@ -53,10 +53,11 @@ FLOORS: list[set[str]] = [
         "download",
         "hub",
         "models",
+        "adapters",
     },
     {"questions", "cascade", "layers", "gate", "asgi", "report", "replay"},
     {"evaluation", "fitting", "plots"},
-    {"direct", "testing"},
+    {"direct", "testing", "tiny_model"},
     {"client"},
     {"cli"},
 ]
