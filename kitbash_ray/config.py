@@ -98,7 +98,9 @@ class Settings(BaseSettings):
     kobold_auto_spawn: bool = Field(True, description="Whether `kitbash up` starts layer 4's actor")
     kobold_timeout: Milliseconds = Field(60_000, description="Milliseconds layer 4 may take")
     kobold_max_tokens: PositiveInt = Field(256, description="Longest answer of layer 4, in tokens")
-    kobold_context: PositiveInt = Field(4096, description="Context window of layer 4, in tokens")
+    kobold_context: PositiveInt | None = Field(
+        None, description="Context window of layer 4, in tokens; unset: 4096, or what the server elsewhere tells"
+    )
     kobold_gpu_layers: int = Field(0, ge=-1, description="Model layers of layer 4 on the GPU; -1: all")
     kobold_resource: str = Field("device_c", description="Ray resource of the device that runs layer 4")
 

@@ -179,9 +179,10 @@ def _stated(results: tuple[LayerResult, ...]) -> tuple[LayerResult, ...]:
 
 
 def _unstated(results: tuple[LayerResult, ...]) -> LayerResult | None:
-    """The last answer that comes without a confidence."""
-    answers = (result for result in reversed(results) if result.outcome == "answered" and result.confidence is None)
-    return next(answers, None)
+    """The answer of the last layer that was asked, if it has no confidence; a paid one that kept silent does not count."""
+    spoke = (result for result in reversed(results) if result.outcome == "answered" or result.layer not in PAID)
+    last = next(spoke, None)
+    return last if last and last.outcome == "answered" and last.confidence is None else None
 
 
 def _agreement(first: LayerResult, second: LayerResult) -> float:

@@ -19,6 +19,8 @@ SYSTEM = (
     "them like [1]. If neither the facts nor your knowledge answer it, say: I don't know."
 )
 
+CONTEXT_TOKENS = 4096
+
 
 class KoboldLayer(GenerativeLayer):
     """A chat model over retrieved facts."""
@@ -59,9 +61,11 @@ def open_kobold(settings: Settings, calibration: Calibration) -> KoboldLayer:
 
 
 def _engine(settings: Settings) -> Engine | None:
-    # An engine elsewhere tells its window, unless somebody knows better.
-    window = settings.kobold_context if "kobold_context" in settings.model_fields_set else None
-    elsewhere: dict[str, Any] = {"key": settings.kobold_key, "key_setting": "KOBOLD_KEY", "context_tokens": window}
+    elsewhere: dict[str, Any] = {
+        "key": settings.kobold_key,
+        "key_setting": "KOBOLD_KEY",
+        "context_tokens": settings.kobold_context,
+    }
     if settings.kobold_type in ("koboldcpp", "remote"):
         return KoboldCpp(settings.kobold_url, most_waiting=settings.kobold_queue, **elsewhere)
     if settings.kobold_type == "openai":
@@ -69,7 +73,7 @@ def _engine(settings: Settings) -> Engine | None:
     if settings.kobold_model:
         return LlamaCpp(
             resolve(settings.kobold_model, settings.cache_dir),
-            context_tokens=settings.kobold_context,
+            context_tokens=settings.kobold_context or CONTEXT_TOKENS,
             gpu_layers=settings.kobold_gpu_layers,
             most_waiting=settings.kobold_queue,
         )

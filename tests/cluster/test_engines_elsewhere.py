@@ -1,0 +1,87 @@
+"""A cluster whose models run elsewhere: layer 1 and 5 at OpenAI-compatible servers, layer 4 at a KoboldCpp."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from contract import engine_servers as servers
+
+from actors import cluster as local
+from actors.haproxy import free_port
+from kitbash_ray.config import load_settings
+from kitbash_ray.tiny_model import write_tiny_gguf
+
+from .harness import UNKNOWN, Cluster, copy_cartridges
+
+CHAT = {"messages": [{"role": "user", "content": UNKNOWN}], "max_tokens": 5}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(_clean_session: None) -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="kb", dir="/tmp"))
+    model = write_tiny_gguf(folder / "tiny.gguf")
+    with servers.koboldcpp_server(model) as kobold, servers.openai_server(model) as openai:
+        settings = load_settings(
+            kitbash_state_dir=folder / "state",
+            kitbash_port=free_port(),
+            kitbash_dashboard_port=free_port(),
+            cartridges_dir=copy_cartridges(folder / "cartridges"),
+            bitnet_type="remote",
+            bitnet_host=openai,
+            bitnet_max_tokens=8,
+            kobold_type="koboldcpp",
+            kobold_host=kobold,
+            kobold_max_tokens=16,
+            kitbash_cloud_url=openai,
+            kitbash_cloud_prompt_price=100,
+            kitbash_cloud_answer_price=200,
+            kitbash_cloud_query_budget=0.05,
+            kitbash_cloud_context=512,
+            kitbash_cloud_max_tokens=16,
+        )
+        up = local.up(settings, lambda what: print(what, flush=True))
+        try:
+            yield Cluster(settings, up, settings.cartridges_dir)
+        finally:
+            local.down(settings, lambda what: print(what, flush=True))
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def http(elsewhere: Cluster) -> Iterator[httpx.Client]:
+    with elsewhere.http() as connected:
+        yield connected
+
+
+@pytest.mark.parametrize("layer", ["bitnet", "kobold", "cloud"])
+def test_each_of_them_answers_and_streams(http: httpx.Client, layer: str) -> None:
+    whole = http.post("/v1/chat/completions", json={"model": f"kitbash/{layer}", **CHAT}).json()
+    assert whole["choices"][0]["message"]["content"]
+    assert whole["usage"]["completion_tokens"] == 5
+    streamed = http.post("/v1/chat/completions", json={"model": f"kitbash/{layer}", "stream": True, **CHAT}).text
+    assert streamed.endswith("data: [DONE]\n\n")
+    assert "error" not in streamed
+
+
+def test_the_cloud_is_asked_for_money_and_says_how_much(http: httpx.Client) -> None:
+    told = http.post("/v1/chat/completions", json={"model": "kitbash/cloud", **CHAT}).json()
+    cost = told["kitbash"]["cost_usd"]
+    assert cost == pytest.approx((told["usage"]["prompt_tokens"] * 100 + 5 * 200) / 1e6)
+
+
+def test_an_answer_that_layer_4_has_costs_nothing(http: httpx.Client) -> None:
+    answer = http.post("/v1/query", json={"query": UNKNOWN}).json()
+    assert (answer["status"], answer["layer"]) == ("answered", "kobold")
+    assert [step["layer"] for step in answer["path"]] == ["grain", "bitnet", "cartridge", "kobold"]
+
+
+def test_a_question_that_could_cost_too_much_is_not_sent(http: httpx.Client) -> None:
+    dear = {"model": "kitbash/cloud", "messages": [{"role": "user", "content": "x" * 3000}], "max_tokens": 300}
+    reply = http.post("/v1/chat/completions", json=dear)
+    assert reply.status_code == 400
+    assert "one question may cost" in reply.json()["error"]["message"]
