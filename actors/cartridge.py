@@ -29,7 +29,7 @@ class Cartridge:
             verifier=open_verifier(settings),
         )
         self._busy = 0
-        self._watch = Watch(self._builder, self._version, self._rebuild)
+        self._watch = Watch(self._builder.version, self._version, self._rebuild)
         Heartbeat("cartridge", "cartridge", settings, self._status)
 
     async def answer(self, query: Query, so_far: tuple[LayerResult, ...]) -> LayerResult:

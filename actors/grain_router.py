@@ -39,7 +39,7 @@ class GrainRouter:
         self._builder = open_builder(settings)
         version = self._builder.build()
         self._snapshot = self._publish(version)
-        self._watch = Watch(self._builder, version, self._rebuild)
+        self._watch = Watch(self._builder.version, version, self._rebuild)
         Heartbeat("grain_router", "grain", settings, self._status)
 
     async def snapshot(self, known: str | None = None) -> Snapshot | None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 
 from kitbash_ray.errors import KitbashError
-from kitbash_ray.knowledge.index import IndexBuilder
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +17,9 @@ LOOK_EVERY_S = 1.0
 class Watch:
     """Calls `rebuild(version)` when there is new content, again and again until it succeeds."""
 
-    def __init__(self, builder: IndexBuilder, version: str, rebuild: Callable[[str], None]) -> None:
-        self._builder = builder
+    def __init__(self, look: Callable[[], str], version: str, rebuild: Callable[[str], None]) -> None:
+        """`look` names the content that is on disk now."""
+        self._look = look
         self._version = version
         self._rebuild = rebuild
         #: Why the newest content could not be indexed, None when it is.
@@ -30,7 +30,7 @@ class Watch:
         while True:
             time.sleep(LOOK_EVERY_S)
             try:
-                version = self._builder.version()
+                version = self._look()
                 if version != self._version:
                     self._rebuild(version)
                     self._version = version

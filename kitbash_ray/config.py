@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     )
     bitnet_model: str | None = Field(
         None,
-        description="Layer 1's model: a GGUF's path or `owner/name/file.gguf` that `kitbash models pull` fetched; remote: its name there",
+        description="Layer 1's model: a GGUF's path or `owner/name/file.gguf` that `kitbash models pull` fetched, remote: its name there; unset: the student of `kitbash distil`, else the one that ships",
     )
     bitnet_host: str = Field("localhost", description="Host of a remote layer 1, or a whole URL")
     bitnet_port: Port = Field(8080, description="Port of a remote layer 1")

@@ -15,7 +15,7 @@ from kitbash_ray.knowledge.index import IndexBuilder, open_builder
 from kitbash_ray.knowledge.retrieval import Retrieval
 from kitbash_ray.knowledge.vectors import Progress
 from kitbash_ray.knowledge.verifier import open_verifier
-from kitbash_ray.layers.bitnet import open_bitnet
+from kitbash_ray.layers.bitnet import StudentLayer, open_bitnet
 from kitbash_ray.layers.cartridge import CartridgeLayer
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.layers.kobold import open_kobold
@@ -70,10 +70,13 @@ class Direct:
         calibration = open_calibration(settings)
         embedder = self.builder.embedder
         grain = GrainLayer(index, embedder, calibration)
+        bitnet = open_bitnet(settings, calibration)
+        if isinstance(bitnet, StudentLayer):
+            bitnet.follow((source.fact_id, source.text) for source in index.sources())
         self.cascade = cascade_over(
             [
                 grain,
-                open_bitnet(settings, calibration),
+                bitnet,
                 CartridgeLayer(table, index, calibration, embedder=embedder, verifier=open_verifier(settings)),
                 open_kobold(settings, calibration),
             ],

@@ -74,12 +74,13 @@ class LlamaCpp:
         threads: int | None = None,
         gpu_layers: int = 0,
         most_waiting: int = 64,
+        name: str | None = None,
     ) -> None:
-        """Load `model`. Raises ModelError when that does not work."""
+        """Load `model`, named by its file without `name`. Raises ModelError when that does not work."""
         self._llama = load_gguf(
             model, n_ctx=context_tokens, n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers
         )
-        self.name = model.stem
+        self.name = name or model.stem
         self._window = int(self._llama.n_ctx())
         self._turns = Turns(most_waiting)
         self._adapter: Any = None
@@ -277,32 +278,14 @@ async def _in_thread(source: Iterator[Piece], cancelled: threading.Event) -> Asy
 
     running = loop.run_in_executor(None, run)
     try:
-        end: Waiting = Piece("")
-        while isinstance(end, Piece):
-            told, end = _joined([await queue.get(), *_all_in(queue)])
-            if told:
-                yield told
-        if end is not THREAD_END:
-            raise end
+        while (item := await queue.get()) is not THREAD_END:
+            if isinstance(item, Exception):
+                raise item
+            yield item
     finally:
         cancelled.set()
         # Shielded: whoever closes us must not take the context while the thread still uses it.
         await asyncio.shield(running)
-
-
-def _all_in(queue: asyncio.Queue[Waiting]) -> Iterator[Waiting]:
-    while not queue.empty():
-        yield queue.get_nowait()
-
-
-def _joined(waiting: list[Waiting]) -> tuple[Piece | None, Waiting]:
-    """The pieces of `waiting` as one, and how it ends: with a piece, an error or the thread's end.
-
-    Whoever takes tokens slower than they come gets several at once instead of a growing queue.
-    """
-    pieces = [item for item in waiting if isinstance(item, Piece)]
-    logprobs = tuple(value for piece in pieces for value in piece.logprobs)
-    return (Piece("".join(piece.text for piece in pieces), logprobs) if pieces else None), waiting[-1]
 
 
 def _complaint() -> str:

@@ -156,6 +156,10 @@ class GrainIndex:
         at = max(range(len(texts)), key=cosines.__getitem__)
         return Hit(grain, texts[at], cosines[at], cosines, vote=vote.log_odds)
 
+    def sources(self) -> Iterator[Source]:
+        """Every fact of the index."""
+        return (self._read_grain(number).source for number in range(len(self)))
+
     def _cosines(self, number: int, vector: npt.NDArray[np.float32]) -> tuple[float, ...]:
         """Of the grain's statement and of each of its asks; a grain's rows lie side by side, in that order."""
         start, end = self._arrays["row_grains"].searchsorted((number, number + 1))

@@ -85,7 +85,7 @@ class GenerativeLayer:
         if sources is None:
             yield LayerResult(self.name, "abstained", reason=await _too_long(self.engine, sampling.max_tokens))
             return
-        made = _Made(began, self.cost_usd)
+        made = Made(began, self.cost_usd)
         async with aclosing(self.engine.generate(self.messages(query, sources), sampling)) as pieces:
             async for piece in pieces:
                 made.take(piece)
@@ -132,7 +132,7 @@ class GenerativeLayer:
                 return sources[:kept]
         return None
 
-    def _result(self, query: Query, made: _Made, sources: tuple[Source, ...], left_out: int) -> LayerResult:
+    def _result(self, query: Query, made: Made, sources: tuple[Source, ...], left_out: int) -> LayerResult:
         text = made.text.strip()
         directly = bool(query.layers)  # then the model's own words are wanted, whatever they are
         if not text and not directly:
@@ -164,7 +164,7 @@ class GenerativeLayer:
         return known if known and self.engine and known.model == self.engine.name else None
 
 
-class _Made:
+class Made:
     """What has come of a generation."""
 
     def __init__(self, began: float, cost_usd: Callable[[Usage], float]) -> None:
