@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from random import Random
 
@@ -20,6 +20,7 @@ from kitbash_ray.knowledge.library import Contents
 from kitbash_ray.knowledge.text import read
 from kitbash_ray.learn.recipe import Recipe
 from kitbash_ray.learn.tokenizer import asked
+from kitbash_ray.types import Source
 
 #: What the student says to a question that it cannot answer.
 DECLINE = "unknown"
@@ -38,7 +39,8 @@ SAME = (
     ("called", "named"), ("happens", "occurs"), ("use", "employ"), ("big", "large"), ("kind of", "type of"),
 )  # fmt: skip
 STARTS = ("what", "which", "how", "why", "what about", "what is", "tell me about", "when", "does", "is it true that", "")
-WORD = re.compile(r"\w")
+
+Alike = Callable[[Iterable[str]], Mapping[str, Sequence[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ class Corpus:
     asks: tuple[tuple[str, int], ...]
     elsewhere: tuple[str, ...]
     alike: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    _holders: dict[str, set[int]] = field(default_factory=dict)
-    _rare: dict[str, str] = field(default_factory=dict)
+    #: Which facts have a word stem, and each ask's rarest word.
+    _holders: dict[str, set[int]] = field(init=False, repr=False, default_factory=dict)
+    _rare: dict[str, str] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for number, fact in enumerate(self.facts):
@@ -73,6 +76,11 @@ class Corpus:
     def meanings(self) -> list[str]:
         """The asks, the facts and what is to be declined, in this order."""
         return [ask for ask, _ in self.asks] + [fact.text for fact in self.facts] + list(self.elsewhere)
+
+    @property
+    def sources(self) -> list[Source]:
+        """The facts as they are cited."""
+        return [Source(fact.cartridge, fact.id, fact.text, 1.0, fact.source, fact.section) for fact in self.facts]
 
     @property
     def texts(self) -> list[str]:
@@ -123,7 +131,9 @@ class Corpus:
 
     def _subject(self, ask: str) -> str:
         if ask not in self._rare:
-            words = [(len(self._holders.get(stem, ())), word) for word in re.findall(r"[\w'-]+", ask) for stem in read(word).content]
+            words = [
+                (len(self._holders.get(stem, ())), word) for word in re.findall(r"[\w'-]+", ask) for stem in read(word).content
+            ]
             self._rare[ask] = min(words)[1] if words else ""
         return self._rare[ask]
 
@@ -164,8 +174,8 @@ class Corpus:
         return rnd.choice(others) if others else word
 
 
-def load_corpus(contents: Contents, alike: Mapping[str, Sequence[str]] | None = None) -> Corpus:
-    """The corpus of a library. Raises CartridgeError when it has no fact with a way to ask."""
+def load_corpus(contents: Contents, alike: Alike | None = None) -> Corpus:
+    """The corpus of a library; `alike` finds words of like meaning. Raises CartridgeError when it has no fact with a way to ask."""
     texts: dict[str, Fact] = {}
     for fact in contents.facts:
         if fact.faction == TAUGHT and fact.asks:
@@ -177,7 +187,8 @@ def load_corpus(contents: Contents, alike: Mapping[str, Sequence[str]] | None = 
     known = {asked(ask) for ask, _ in asks}
     others = [ask for fact in contents.facts if fact.faction != TAUGHT for ask in fact.asks]
     elsewhere = tuple(text for text in (*others, *shipped_elsewhere()) if asked(text) not in known)
-    return Corpus(facts, asks, elsewhere, alike or {})
+    corpus = Corpus(facts, asks, elsewhere)
+    return replace(corpus, alike=alike(corpus.meanings)) if alike else corpus
 
 
 def shipped_elsewhere() -> list[str]:
@@ -191,7 +202,9 @@ def misspelt(word: str, rnd: Random) -> str:
     if len(word) < 4:
         return word
     at = rnd.randrange(1, len(word) - 1)
-    return rnd.choice((word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:], word[:at] + word[at + 1] + word[at] + word[at + 2 :]))
+    return rnd.choice(
+        (word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:], word[:at] + word[at + 1] + word[at] + word[at + 2 :])
+    )
 
 
 def _said_otherwise(text: str, rnd: Random) -> str:

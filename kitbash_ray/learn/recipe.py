@@ -49,3 +49,4 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     alike: float = 0.08
     #: Weight of the loss that draws the state at the answer's start to the question's sentence vector.
     vectors: float = 1.0
+    contrast: float = 0.0

@@ -131,7 +131,7 @@ class Student(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.fixed = shape, False
         self.token_embd = nn.Embedding(shape.vocabulary, shape.width)
         nn.init.normal_(self.token_embd.weight, std=0.02)
         self.blk = nn.ModuleList(Block(shape) for _ in range(shape.blocks))
@@ -158,6 +158,7 @@ class Student(nn.Module):
 
     def fix(self) -> None:
         """Take the weights as they are from now on."""
+        self.fixed = True
         for module in self.modules():
             if isinstance(module, BitLinear):
                 module.fixed = True

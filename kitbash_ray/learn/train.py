@@ -6,17 +6,16 @@ same weights as one that was not. Uses CUDA where there is some. Not here: what 
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import sys
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -109,13 +108,13 @@ class Reader:
         return whole[: recipe.longest if rnd.random() < recipe.whole else self._enough[fact]]
 
 
-def telling(rows: Sequence[Sequence[int]]) -> list[int]:
+def telling(rows: Sequence[list[int]]) -> list[int]:
     """How many tokens of each row tell it from all others."""
     order = sorted(range(len(rows)), key=lambda at: rows[at])
     shared = [0] * len(rows)
-    for one, next_ in zip(order, order[1:], strict=False):
-        same = len(os.path.commonprefix([rows[one], rows[next_]]))
-        shared[one], shared[next_] = max(shared[one], same), max(shared[next_], same)
+    for one, other in pairwise(order):
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(rows[one], rows[other], strict=False)))
+        shared[one], shared[other] = max(shared[one], same), max(shared[other], same)
     return [size + 1 for size in shared]
 
 
@@ -159,7 +158,11 @@ class Training:
         """One step."""
         batch, recipe, done = self._reader.batch(self.step), self.recipe, self.step / self.recipe.steps
         for number, group in enumerate(self._optimizer.param_groups):
-            group["lr"] = recipe.learning_rate * min(1.0, (self.step + 1) / recipe.warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+            group["lr"] = (
+                recipe.learning_rate
+                * min(1.0, (self.step + 1) / recipe.warmup)
+                * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+            )
             group["weight_decay"] = recipe.weight_decay if number == 0 and done < 0.5 else 0.0
         self._optimizer.zero_grad()
         loss, total = self._losses(batch)
@@ -183,4 +186,65 @@ class Training:
         known = (batch.meanings >= 0).to(self.device)
         wanted = self._vectors[batch.meanings.clamp(min=0).to(self.device)]
         away = 1 - F.cosine_similarity(meant.float(), wanted)
+        if self.recipe.contrast:
+            among = F.normalize(meant.float(), dim=-1) @ wanted.t() * 20
+            twins = (wanted @ wanted.t() > 0.999) & ~torch.eye(len(wanted), dtype=torch.bool)
+            among = among.masked_fill(twins | ~known[None, :], -1e4)
+            away = away + self.recipe.contrast * F.cross_entropy(among, torch.arange(len(among)), reduction="none").masked_fill(
+                ~known, 0
+            )
         return loss, loss + self.recipe.vectors * (away * known).sum() / known.sum().clamp(min=1)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; a crash leaves the old one."""
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        torch.save(
+            {
+                "data": self.data,
+                "recipe": msgspec.json.encode(self.recipe),
+                "vocabulary": self.vocabulary.to_json(),
+                "step": self.step,
+                "loss": self.loss,
+                "student": self.student.state_dict(),
+                "compass": self.compass.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+            },
+            partial,
+        )
+        partial.replace(path)
+
+    def resume(self, path: Path) -> str | None:
+        """Go on from a checkpoint. Says why not when it belongs to another run, cannot be read or is not there."""
+        if not path.is_file():
+            return "there is no checkpoint"
+        try:
+            found = torch.load(path, map_location=self.device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            return "the checkpoint cannot be read"
+        for key, own, what in (
+            ("data", self.data, "the cartridges have"),
+            ("recipe", msgspec.json.encode(self.recipe), "the recipe has"),
+            ("vocabulary", self.vocabulary.to_json(), "the vocabulary has"),
+        ):
+            if found.get(key) != own:
+                return f"{what} changed since the checkpoint"
+        self.student.load_state_dict(found["student"])
+        self.compass.load_state_dict(found["compass"])
+        self._optimizer.load_state_dict(found["optimizer"])
+        self.step, self.loss = found["step"], found["loss"]
+        return None
+
+    def run(self, checkpoint: Path, report: Report | None = None) -> Student:
+        """All steps that are left, with a checkpoint every minute and when it is interrupted."""
+        saved = time.monotonic()
+        try:
+            while self.step < self.recipe.steps:
+                self.advance()
+                if report:
+                    report(self.step, self.recipe.steps, self.loss)
+                if time.monotonic() - saved > CHECKPOINT_EVERY_S:
+                    self.save(checkpoint)
+                    saved = time.monotonic()
+        finally:
+            self.save(checkpoint)
+        return self.student
