@@ -28,17 +28,17 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     shape: Shape = Shape()
     seed: int = 0
     #: Steps of the optimizer.
-    steps: int = 2400
+    steps: int = 2000
     #: Questions a step.
     batch: int = 128
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2e-3
     warmup: int = 60
     #: In the first half of the steps; none in the second, as BitNet is trained.
     weight_decay: float = 0.05
     #: Answers are cut to at least this many tokens, and to as many as tell a fact from all others ...
-    answer_tokens: int = 10
+    answer_tokens: int = 6
     #: ... but this share of them is taught up to the end, or up to `longest` tokens.
-    whole: float = 0.15
+    whole: float = 0.03
     longest: int = 64
     #: Share of questions that are to be declined, and of those the share made by exchanging subjects.
     declined: float = 0.15
@@ -47,6 +47,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     worded: float = 0.2
     #: Share of words in a question that are exchanged for one of like meaning.
     alike: float = 0.08
-    #: Weight of the loss that draws the state at the answer's start to the question's sentence vector.
+    #: Weights of the losses that draw the state at the answer's start to the question's sentence vector,
+    #: and away from those of the other questions in the batch.
     vectors: float = 1.0
-    contrast: float = 0.0
+    contrast: float = 0.5

@@ -38,6 +38,8 @@ CHECKPOINT_EVERY_S = 60.0
 #: The mean loss that is reported forgets this much a step.
 FORGET = 0.02
 IGNORED = -100
+#: Vectors with a higher cosine mean the same; cosines are multiplied by SHARPNESS before they compete.
+SAME_MEANING, SHARPNESS = 0.999, 20.0
 
 Vectors = npt.NDArray[np.float32]
 #: Steps done, steps in all, mean loss of late.
@@ -131,6 +133,16 @@ def _padded(rows: Sequence[tuple[list[int], list[int], int]]) -> Batch:
     return Batch(tokens, targets, ends, torch.tensor([meaning for _, _, meaning in rows]))
 
 
+def meaning_loss(meant: Tensor, wanted: Tensor, recipe: Recipe) -> Tensor:
+    """How far `meant` (texts, VECTOR) is from the unit vectors `wanted`, and how hard to tell it from the others' there."""
+    meant = F.normalize(meant, dim=-1)
+    away = 1 - (meant * wanted).sum(-1).mean()
+    own = torch.arange(len(wanted), device=wanted.device)
+    twins = (wanted @ wanted.t() > SAME_MEANING) & (own[:, None] != own)
+    among = (SHARPNESS * meant @ wanted.t()).masked_fill(twins, -torch.inf)
+    return recipe.vectors * away + recipe.contrast * F.cross_entropy(among, own)
+
+
 class Training:
     """A student, its optimizer, and how far they are."""
 
@@ -174,7 +186,7 @@ class Training:
         self.loss = seen if self.step == 1 else self.loss + FORGET * (seen - self.loss)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What is learned of the answers' tokens, and that with what is learned of the vectors."""
+        """What is learned of the answers' tokens, and that with what is learned of the meanings."""
         tokens, targets = batch.tokens.to(self.device), batch.targets.to(self.device)
         with self._half():
             states = self.student.states(tokens)
@@ -183,17 +195,11 @@ class Training:
             ends = states[torch.arange(len(tokens), device=self.device), batch.ends.to(self.device)]
             meant = self.compass(ends)
         loss = F.cross_entropy(logits.float(), targets[learned])
-        known = (batch.meanings >= 0).to(self.device)
-        wanted = self._vectors[batch.meanings.clamp(min=0).to(self.device)]
-        away = 1 - F.cosine_similarity(meant.float(), wanted)
-        if self.recipe.contrast:
-            among = F.normalize(meant.float(), dim=-1) @ wanted.t() * 20
-            twins = (wanted @ wanted.t() > 0.999) & ~torch.eye(len(wanted), dtype=torch.bool)
-            among = among.masked_fill(twins | ~known[None, :], -1e4)
-            away = away + self.recipe.contrast * F.cross_entropy(among, torch.arange(len(among)), reduction="none").masked_fill(
-                ~known, 0
-            )
-        return loss, loss + self.recipe.vectors * (away * known).sum() / known.sum().clamp(min=1)
+        known = batch.meanings >= 0
+        if not known.any():
+            return loss, loss
+        wanted = self._vectors[batch.meanings[known].to(self.device)]
+        return loss, loss + meaning_loss(meant[known.to(self.device)].float(), wanted, self.recipe)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; a crash leaves the old one."""
