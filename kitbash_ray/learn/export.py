@@ -66,7 +66,7 @@ def read_student(path: Path) -> Student:
     shape = Shape(
         width=number["embedding_length"], inner=number["feed_forward_length"], blocks=number["block_count"],
         heads=number["attention.head_count"], vocabulary=number["vocab_size"], context=number["context_length"],
-        rope_base=number["rope.freq_base"], epsilon=number["attention.layer_norm_rms_epsilon"],
+        rope_base=float(number["rope.freq_base"]), epsilon=round(number["attention.layer_norm_rms_epsilon"], 9),
     )  # fmt: skip
     student = Student(shape)
     student.load_state_dict(

@@ -43,10 +43,10 @@ def test_what_other_factions_are_asked_is_declined(corpus: Corpus) -> None:
 
 def test_held_out_questions_are_not_read(write_cartridge: WriteCartridge, library_folder: Path) -> None:
     folder = write_cartridge("metals", ("gold", "Gold melts at 1064 °C.", "When does gold melt?", "How hot is molten gold?"))
-    question = {"query": "At which heat does gold flow?", "expected": ["metals:gold"], "kind": "paraphrase"}
+    question = {"query": "At which heat does aurum liquefy?", "expected": ["metals:gold"], "kind": "paraphrase"}
     (folder / "questions.jsonl").write_text(json.dumps(question))
     corpus = load_corpus(Library(library_folder).load())
-    assert not [text for text in corpus.meanings if "flow" in text]
+    assert not [text for text in corpus.meanings if "aurum" in text]
 
 
 def test_two_facts_with_one_text_are_taught_as_the_first(write_cartridge: WriteCartridge, library_folder: Path) -> None:
