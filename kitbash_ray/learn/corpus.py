@@ -99,19 +99,18 @@ class Corpus:
         """One made of the ask `number`, or one to be declined."""
         ask, fact = self.asks[number]
         if rnd.random() < recipe.declined:
-            return self._declined(ask, fact, recipe, rnd)
+            return self._declined(ask, recipe, rnd)
         if rnd.random() < recipe.worded:
             return Example(self._worded(ask, self.facts[fact], rnd), fact, len(self.asks) + fact)
         return Example(self._changed(ask, recipe, rnd), fact, number)
 
-    def _declined(self, ask: str, fact: int, recipe: Recipe, rnd: Random) -> Example:
-        if rnd.random() < recipe.exchanged or not self.elsewhere:
+    def _declined(self, ask: str, recipe: Recipe, rnd: Random) -> Example:
+        """One that no fact answers: near to `ask` but for its subject, or from elsewhere."""
+        if rnd.random() < recipe.exchanged:
             other, _ = rnd.choice(self.asks)
             near = self.exchanged(ask, other)
             if near:
                 return Example(self._changed(near, recipe, rnd), None, None)
-        if not self.elsewhere:
-            return Example(self._changed(ask, recipe, rnd), fact, None)
         number = rnd.randrange(len(self.elsewhere))
         meaning = len(self.asks) + len(self.facts) + number
         return Example(self._changed(self.elsewhere[number], recipe, rnd), None, meaning)

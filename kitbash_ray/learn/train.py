@@ -11,7 +11,6 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -163,8 +162,7 @@ class Training:
             {"params": [item for item in parameters if id(item) not in matrices], "weight_decay": 0.0},
         ]
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
-        kind = torch.bfloat16 if self.device.type == "cuda" or half_type() == "BF16" else None
-        self._half = lambda: torch.autocast(self.device.type, kind) if kind else nullcontext()
+        self._fast_half = self.device.type == "cuda" or half_type() == "BF16"
 
     def advance(self) -> None:
         """One step."""
@@ -188,7 +186,7 @@ class Training:
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What is learned of the answers' tokens, and that with what is learned of the meanings."""
         tokens, targets = batch.tokens.to(self.device), batch.targets.to(self.device)
-        with self._half():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._fast_half):
             states = self.student.states(tokens)
             learned = targets != IGNORED
             logits = self.student.logits(states[learned])
