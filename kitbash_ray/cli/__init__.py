@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from kitbash_ray.cli import ask, calibrate, cartridge, chat, cluster, demo, evaluate, exits, key, models, record
+from kitbash_ray.cli import ask, calibrate, cartridge, chat, cluster, demo, distil, evaluate, exits, key, models, record
 from kitbash_ray.cli.console import errors
 from kitbash_ray.errors import KitbashError
 
@@ -36,6 +36,7 @@ app.command()(record.feedback)
 app.command("report")(record.show_report)
 app.command("eval")(evaluate.evaluate)
 app.command()(calibrate.calibrate)
+app.command()(distil.distil)
 app.command()(demo.demo)
 app.add_typer(cartridge.app, name="cartridge")
 app.add_typer(key.app, name="key")

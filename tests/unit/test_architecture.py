@@ -54,9 +54,11 @@ FLOORS: list[set[str]] = [
         "hub",
         "models",
         "adapters",
+        "learn.manifest",
+        "learn.recipe",
     },
     {"questions", "cascade", "layers", "gate", "asgi", "report", "replay"},
-    {"evaluation", "fitting", "plots"},
+    {"evaluation", "fitting", "plots", "learn"},
     {"direct", "testing", "tiny_model"},
     {"client"},
     {"cli"},
@@ -227,6 +229,17 @@ def test_keys_of_redis_stand_in_the_blackboards_table_only(path: Path) -> None:
 @per_file(SOURCES)
 def test_imports_are_absolute(path: Path) -> None:
     assert [node.lineno for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and node.level] == []
+
+
+@per_file([path for path in SOURCES if not path.is_relative_to(LIBRARY / "learn")])
+def test_only_what_teaches_knows_pytorch(path: Path) -> None:
+    assert {name for name in imports_of(path, deep=True) if names(name, {"torch", "tokenizers"})} == set()
+
+
+@per_file([path for path in LIBRARY_FILES if not path.is_relative_to(LIBRARY / "learn")])
+def test_what_needs_pytorch_is_imported_inside_functions_only(path: Path) -> None:
+    needing = {f"kitbash_ray.learn.{name}" for name in ("student", "train", "export")}
+    assert imports_of(path) & needing == set()
 
 
 @per_file([*SOURCES, *TESTS])

@@ -1,0 +1,150 @@
+"""The ternary student of layer 1 in llama.cpp: is it the model that was trained, is it fast, is it right?
+
+Agreement: held-out questions with the text of the fact that answers, teacher-forced; the likeliest next
+token by llama.cpp against that by the fake-quantized PyTorch model in float32, whose weights are read back
+from the same file. Speed: the same weights as TQ2_0, Q8_0 and F16, in turn, on one thread. Then what the
+student alone says to held-out questions. Needs the extra `train`.
+
+    python -m benchmarks.bitnet [--quick] [--student FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import finish, percentile, print_table
+from kitbash_ray.config import load_settings
+from kitbash_ray.engines.llama_cpp import load_gguf
+from kitbash_ray.knowledge.library import Contents, Library
+from kitbash_ray.layers.known_answers import KnownAnswers, read_answers
+from kitbash_ray.learn.exam import Pupil, examine
+from kitbash_ray.learn.export import export, read_student, read_vocabulary
+from kitbash_ray.learn.manifest import ANSWERS, MODEL
+from kitbash_ray.learn.student import Student
+from kitbash_ray.questions import held_out
+
+SHIPPED = Path(__file__).resolve().parents[1] / "kitbash_ray" / "student"
+KINDS = ("TQ2_0", "Q8_0", "F16")
+#: Tokens that are compared, and decoded a round.
+COMPARED, DECODED = 1000, 200
+TARGETS = {
+    "top1_agreement": (">=", 0.99),
+    "decode_speed_vs_q8_0": (">=", 1.5),
+    "bytes_vs_f16_without_embeddings": ("<=", 0.25),
+}
+
+
+def held_out_rows(contents: Contents, pupil: Pupil, tokenize: Any) -> list[tuple[list[int], int]]:
+    """Prompt and answer of questions as tokens, COMPARED answer tokens in all; with each where the answer begins."""
+    texts = {fact.id: fact.text for fact in contents.facts}
+    rows, compared = [], 0
+    for question in held_out(contents):
+        if question.expected and question.expected[0] in texts and compared < COMPARED:
+            prompt = pupil.prompt(question.query)
+            answer = tokenize(texts[question.expected[0]])[: COMPARED - compared]
+            rows.append((prompt + answer, len(prompt) - 1))
+            compared += len(answer)
+    return rows
+
+
+def agreement(model: Path, student: Student, rows: Sequence[tuple[list[int], int]]) -> tuple[float, float]:
+    """The share of tokens on which both say the same next one, and the largest difference of a logit there."""
+    llama = load_gguf(model, n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True)
+    same, worst = [], 0.0
+    for row, start in rows:
+        llama.reset()
+        llama.eval(row)
+        theirs = np.asarray(llama.scores[start : len(row) - 1])
+        with torch.no_grad():
+            ours = student(torch.tensor([row]))[0, start:-1].numpy()
+        same += (theirs.argmax(1) == ours.argmax(1)).tolist()
+        worst = max(worst, float(np.abs(theirs - ours).max()))
+    return sum(same) / len(same), worst
+
+
+def decode_speeds(files: dict[str, Path], rounds: int) -> dict[str, float]:
+    """Tokens a second of each file: the median of `rounds`, the files in turn."""
+    llamas = {kind: load_gguf(path, n_ctx=512, n_threads=1, n_threads_batch=1) for kind, path in files.items()}
+    found: dict[str, list[float]] = {kind: [] for kind in files}
+    for round_ in range(rounds + 1):
+        for kind, llama in llamas.items():
+            llama.reset()
+            llama.eval([0, 1])
+            start = time.perf_counter()
+            for token in range(DECODED):
+                llama.eval([3 + token])
+            if round_:  # the first one warms up
+                found[kind].append(DECODED / (time.perf_counter() - start))
+    return {kind: statistics.median(values) for kind, values in found.items()}
+
+
+def bytes_without_embeddings(path: Path) -> int:
+    import gguf
+
+    return sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors if tensor.name != "token_embd.weight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--student", type=Path, default=SHIPPED, help="a folder of `kitbash distil`")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    contents = Library(load_settings().cartridges_dir).load()
+    model = options.student / MODEL
+    student, vocabulary = read_student(model), read_vocabulary(model)
+    pupil = Pupil(model, KnownAnswers(read_answers(options.student / ANSWERS)))
+    rows = held_out_rows(contents, pupil, lambda text: vocabulary.tokens([text])[0])
+    agreed, difference = agreement(model, student, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {kind: Path(folder) / f"{kind}.gguf" for kind in KINDS}
+        for kind, path in files.items():
+            export(student, vocabulary, path, kind)
+        speeds = decode_speeds(files, 3 if options.quick else 15)
+        sizes = {kind: (path.stat().st_size, bytes_without_embeddings(path)) for kind, path in files.items()}
+    scores, said = examine(pupil, held_out(contents))
+    took = [item.ms for item in said]
+    print_table(
+        "the same weights in llama.cpp, one thread",
+        ("type", "bytes", "without embeddings", "tokens a second"),
+        [(kind, f"{sizes[kind][0]:,}", f"{sizes[kind][1]:,}", round(speeds[kind])) for kind in KINDS],
+    )
+    print_table(
+        "held-out questions, the student alone",
+        ("", "right", "wrong", "declined"),
+        [
+            ("with an answer", scores.right, scores.wrong, scores.declined),
+            ("without one", "", scores.answered, scores.refused),
+        ],
+    )
+    answerable, others = scores.right + scores.wrong + scores.declined, scores.refused + scores.answered
+    metrics = {
+        "top1_agreement": round(agreed, 4),
+        "largest_logit_difference": round(difference, 3),
+        "decode_speed_vs_q8_0": round(speeds["TQ2_0"] / speeds["Q8_0"], 3),
+        "decode_speed_vs_f16": round(speeds["TQ2_0"] / speeds["F16"], 3),
+        "tokens_per_s": round(speeds["TQ2_0"]),
+        "bytes": sizes["TQ2_0"][0],
+        "bytes_vs_f16_without_embeddings": round(sizes["TQ2_0"][1] / sizes["F16"][1], 4),
+        "right": round(scores.right / answerable, 4),
+        "wrong": round(scores.wrong / answerable, 4),
+        "declined": round(scores.declined / answerable, 4),
+        "answered_without_answer": round(scores.answered / others, 4),
+        "tokens_an_answer": round(sum(item.tokens for item in said) / len(said), 2),
+        "answer_p50_ms": round(percentile(took, 0.5), 2),
+        "answer_p95_ms": round(percentile(took, 0.95), 2),
+    }
+    finish("bitnet", metrics, TARGETS)
+
+
+if __name__ == "__main__":
+    main()
