@@ -19,12 +19,23 @@ from kitbash_ray.token import token_file
 from kitbash_ray.types import encode
 
 
-def up() -> None:
+def up(
+    kobold_model: str | None = typer.Option(
+        None,
+        help="Layer 4's model: a GGUF, or one that `kitbash models pull` fetched. [default: KOBOLD_MODEL]",
+        show_default=False,
+    ),
+    bitnet_model: str | None = typer.Option(
+        None, help="Layer 1's model instead of the student. [default: BITNET_MODEL]", show_default=False
+    ),
+) -> None:
     """Start Redis, Ray, the layers and the front door on this machine; once is enough.
 
     Ends with the address, the token and the dashboard. `kitbash down` ends it all.
+
+    kitbash up --kobold-model ~/models/chat-model.gguf
     """
-    settings = load_settings()
+    settings = load_settings(kobold_model=kobold_model, bitnet_model=bitnet_model)
     start_log(settings)
     show_where(settings, start(settings))
 

@@ -68,7 +68,7 @@ class StudentLayer(BitnetLayer):
                     break
         if isinstance(said, str):
             yield LayerResult(self.name, "abstained", reason=said, generation=made.generation)
-        elif query.cartridges and said.cartridge not in query.cartridges:
+        elif said and query.cartridges and said.cartridge not in query.cartridges:
             yield LayerResult(self.name, "abstained", reason="what it would say is not in the cartridges that were asked for")
         elif said:
             made.text = said.text
