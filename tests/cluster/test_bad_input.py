@@ -28,7 +28,7 @@ def assert_refused(reply: httpx.Response, status: int | None = None) -> None:
     assert reply.headers["content-type"] == "application/json"
     if reply.request.method != "HEAD":
         error = reply.json()["error"]
-        assert set(error) == {"message", "type"}
+        assert set(error) == {"message", "type", "param", "code"}
         assert error["message"].endswith(".")
         assert "\n" not in error["message"]
         assert len(error["message"]) < 500
