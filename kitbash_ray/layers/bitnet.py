@@ -60,12 +60,13 @@ class StudentLayer(BitnetLayer):
             yield LayerResult(self.name, "abstained", reason=refusal)
             return
         assert self.engine is not None
-        made, said = Made(time.perf_counter(), self.cost_usd), None
-        async with aclosing(self.engine.generate(self.messages(query, ()), self._sampling(query))) as pieces:
+        made, said, messages = Made(time.perf_counter(), self.cost_usd), None, self.messages(query, ())
+        async with aclosing(self.engine.generate(messages, self._sampling(query))) as pieces:
             async for piece in pieces:
                 made.take(piece)
                 if said := self._said(made.text.lstrip(), piece, known):
                     break
+        made.stopped(await self.engine.count_tokens(messages))
         if isinstance(said, str):
             yield LayerResult(self.name, "abstained", reason=said, generation=made.generation)
         elif said and query.cartridges and said.cartridge not in query.cartridges:
@@ -109,7 +110,11 @@ def open_student(folder: Path, *, max_tokens: int, fit: LayerCalibration | None 
 
     Raises ModelError when it cannot be loaded.
     """
-    name = f"student-{read_manifest(folder).data[:8]}"
+    return student_layer(folder, f"student-{read_manifest(folder).data[:8]}", max_tokens=max_tokens, fit=fit)
+
+
+def student_layer(folder: Path, name: str, *, max_tokens: int, fit: LayerCalibration | None = None) -> StudentLayer:
+    """The same for a student that has no manifest yet."""
     # One thread: it writes a few tokens, and two would wait for each other.
     engine = LlamaCpp(folder / MODEL, context_tokens=CONTEXT_TOKENS, threads=1, name=name)
     return StudentLayer(engine, read_answers(folder / ANSWERS), max_tokens=max_tokens, fit=fit)

@@ -190,6 +190,10 @@ class Made:
                 cost_usd=self._cost_usd(usage),
             )
 
+    def stopped(self, prompt_tokens: int) -> None:
+        """Ended before its engine could tell what it cost."""
+        self.generation = replace(self.generation, usage=Usage(prompt_tokens, len(self.logprobs)))
+
 
 def _cannot(engine: Engine, sampling: Sampling) -> str | None:
     """Why the engine cannot do what is asked of it."""
