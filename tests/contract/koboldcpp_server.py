@@ -136,6 +136,7 @@ class KoboldCppServer:
 
     def start(self) -> None:
         listening = self._uvicorn.config.bind_socket()
+        listening.listen(64)  # whoever connects before the thread serves waits
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         self._thread = threading.Thread(target=self._uvicorn.run, args=([listening],), daemon=True)
         self._thread.start()

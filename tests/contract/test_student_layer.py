@@ -6,7 +6,8 @@ import pytest
 
 from kitbash_ray.calibration import load_calibration
 from kitbash_ray.config import load_settings
-from kitbash_ray.layers.bitnet import StudentLayer, open_bitnet
+from kitbash_ray.layers.bitnet import SHIPPED, StudentLayer, open_bitnet
+from kitbash_ray.learn.manifest import read_manifest
 from kitbash_ray.testing import ScriptedEngine
 from kitbash_ray.types import Chat, Message, Query, Source, Turn
 
@@ -107,3 +108,7 @@ async def test_nothing_is_shown_before_it_is_whole() -> None:
     items = [item async for item in layer.stream(QUERY)]
     assert items[0] == ATP.text
     assert len(items) == 2
+
+
+def test_the_shipped_calibration_is_that_of_the_shipped_student() -> None:
+    assert load_calibration().layers["bitnet"].model == read_manifest(SHIPPED).name

@@ -68,9 +68,9 @@ def test_the_shipped_calibration_fits_what_is_measured() -> None:
     calibration = load_calibration()
     assert calibration.version
     assert 0 < calibration.exact <= 1
-    assert {"grain", "cartridge"} <= calibration.layers.keys()
-    for fit in calibration.layers.values():
-        assert fit.features == FEATURES
+    assert calibration.layers.keys() == {"grain", "bitnet", "cartridge"}
+    for layer, fit in calibration.layers.items():
+        assert fit.features == FEATURES_OF[layer]
         assert fit.questions > 0
 
 

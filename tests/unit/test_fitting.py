@@ -10,7 +10,6 @@ import pytest
 from kitbash_ray import fitting
 from kitbash_ray.evaluation import calibration_error
 from kitbash_ray.fitting import FEATURES_OF, Sample, calibrate, fit_layer, left_out, load_samples, sample, save_samples
-from kitbash_ray.knowledge.evidence import FEATURES
 from kitbash_ray.questions import Question
 from kitbash_ray.types import LayerResult, Source
 
@@ -112,6 +111,5 @@ def test_samples_are_stored_and_read_back(tmp_path: Path) -> None:
 
 def test_the_shipped_samples_are_of_the_evidence_of_this_version() -> None:
     for layer, samples in load_samples().items():
-        assert FEATURES_OF[layer] == FEATURES
-        assert {len(item.evidence) for item in samples} == {len(FEATURES)}
+        assert {len(item.evidence) for item in samples} == {len(FEATURES_OF[layer])}
         assert {item.group for item in samples}.isdisjoint({"newcomer", "swaps"})
