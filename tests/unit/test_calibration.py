@@ -11,6 +11,7 @@ import pytest
 from kitbash_ray.bounds import Threshold, lower_bound, lowest_threshold, upper_bound
 from kitbash_ray.calibration import LEAF, Calibration, LayerCalibration, load_calibration, save_calibration
 from kitbash_ray.errors import ConfigError
+from kitbash_ray.fitting import FEATURES_OF
 from kitbash_ray.knowledge.evidence import ALWAYS_AGAINST, ALWAYS_FOR, FEATURES
 
 #: `a` above 0.5 speaks for an answer; of those at or below it, `b` above 0.2 speaks against.
