@@ -1,0 +1,144 @@
+"""Keeps Ray running on one device of several, and ends everything else there with it: `python -m actors.keeper`.
+
+What to keep comes as JSON on standard input. `ray down` stops Ray on the head and nothing more;
+so the keeper there, when it sees that, ends Redis and HAProxy and tells the other devices. On
+those Ray ends by itself after a while without the head, and its keeper starts it again.
+Not here: starting Redis and the layers (node.py, launch.py).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+
+import psutil
+import redis
+from redis.exceptions import RedisError
+
+from actors.cluster import end_processes, ray_log
+from kitbash_ray.blackboard import DOWN
+from kitbash_ray.config import Settings
+from kitbash_ray.state import read_record, record_file
+
+#: A device whose Ray could not join for so long stops trying: its head is not coming back by itself.
+GIVE_UP_S = 900.0
+LOOK_EVERY_S = 0.5
+#: Ray's processes appear one by one; one that is missing for so long is missing.
+GONE_S = 3.0
+LINK_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a keeper keeps. `command` starts Ray and stays in the foreground."""
+
+    cluster_id: str
+    head: bool
+    command: list[str]
+    settings: Settings
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "settings": self.settings.model_dump(mode="json")})
+
+    @classmethod
+    def from_json(cls, text: str) -> Kept:
+        told = json.loads(text)
+        return cls(**{**told, "settings": Settings.model_validate(told["settings"])})
+
+
+class Keeper:
+    """One device's Ray, from start to end."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        #: Set when the cluster is to end.
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        if not self._kept.head:
+            threading.Thread(target=self._listen, name="down", daemon=True).start()
+        joined = time.monotonic()
+        while not self._over.is_set():
+            stopped = self._watch(self._start())
+            if _has_joined(self._kept.settings):
+                joined = time.monotonic()
+            if stopped or self._kept.head or time.monotonic() - joined > GIVE_UP_S:
+                break
+            self._over.wait(1)
+        self._end()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with ray_log(self._kept.settings).open("wb") as output:
+            return subprocess.Popen(
+                self._kept.command, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> bool:
+        """Return when Ray is gone: True if somebody stopped it, False if it ended by itself."""
+        seen = time.monotonic()
+        begun = False
+        while process.poll() is None and not self._over.wait(LOOK_EVERY_S):
+            if _has_raylet(process.pid):
+                seen, begun = time.monotonic(), True
+            # `ray stop` ends Ray's processes, but not the one that started them.
+            elif begun and time.monotonic() - seen > GONE_S:
+                process.terminate()
+                process.wait()
+                return True
+        return self._over.is_set()
+
+    def _listen(self) -> None:
+        """Wait for the head's word that the cluster ends."""
+        url = self._kept.settings.resolved_redis_url
+        # What is sent must be taken within LINK_MS: a link that was cut says nothing by itself.
+        options = {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_USER_TIMEOUT: LINK_MS}}
+        while not self._over.is_set():
+            try:
+                with redis.Redis.from_url(url, socket_connect_timeout=2, **options) as client:
+                    channel = client.pubsub(ignore_subscribe_messages=True)
+                    channel.subscribe(DOWN)
+                    while not self._over.is_set():
+                        message = channel.get_message(timeout=5.0)
+                        if message and message["type"] == "message":
+                            self._over.set()
+                        elif not message:
+                            channel.ping()
+            except (RedisError, OSError):
+                self._over.wait(1)
+
+    def _end(self) -> None:
+        if self._kept.head:
+            tell_down(self._kept.settings)
+        end_processes(self._kept.cluster_id, read_record(self._kept.settings), lambda what: None)
+        record_file(self._kept.settings).unlink(missing_ok=True)
+
+
+def tell_down(settings: Settings) -> int:
+    """Tell the other devices that the cluster ends. Returns how many heard it."""
+    try:
+        with redis.Redis.from_url(settings.resolved_redis_url, socket_timeout=2, socket_connect_timeout=2) as client:
+            return int(client.publish(DOWN, ""))
+    except (RedisError, OSError):
+        return 0
+
+
+def _has_joined(settings: Settings) -> bool:
+    return "Ray runtime started" in ray_log(settings).read_text(errors="replace")
+
+
+def _has_raylet(pid: int) -> bool:
+    try:
+        return any(
+            child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in psutil.Process(pid).children()
+        )
+    except psutil.Error:
+        return False
+
+
+if __name__ == "__main__":
+    Keeper(Kept.from_json(sys.stdin.read())).run()
