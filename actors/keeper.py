@@ -8,19 +8,18 @@ Not here: starting Redis and the layers (node.py, launch.py).
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
 
 import psutil
 import redis
 from redis.exceptions import RedisError
 
 from actors.cluster import end_processes, ray_log
+from actors.kept import Kept, tell_down
 from kitbash_ray.blackboard import DOWN
 from kitbash_ray.config import Settings
 from kitbash_ray.state import read_record, record_file
@@ -31,24 +30,6 @@ LOOK_EVERY_S = 0.5
 #: Ray's processes appear one by one; one that is missing for so long is missing.
 GONE_S = 3.0
 LINK_MS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a keeper keeps. `command` starts Ray and stays in the foreground."""
-
-    cluster_id: str
-    head: bool
-    command: list[str]
-    settings: Settings
-
-    def to_json(self) -> str:
-        return json.dumps({**asdict(self), "settings": self.settings.model_dump(mode="json")})
-
-    @classmethod
-    def from_json(cls, text: str) -> Kept:
-        told = json.loads(text)
-        return cls(**{**told, "settings": Settings.model_validate(told["settings"])})
 
 
 class Keeper:
@@ -116,15 +97,6 @@ class Keeper:
             tell_down(self._kept.settings)
         end_processes(self._kept.cluster_id, read_record(self._kept.settings), lambda what: None)
         record_file(self._kept.settings).unlink(missing_ok=True)
-
-
-def tell_down(settings: Settings) -> int:
-    """Tell the other devices that the cluster ends. Returns how many heard it."""
-    try:
-        with redis.Redis.from_url(settings.resolved_redis_url, socket_timeout=2, socket_connect_timeout=2) as client:
-            return int(client.publish(DOWN, ""))
-    except (RedisError, OSError):
-        return 0
 
 
 def _has_joined(settings: Settings) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from actors import cluster as local
 from actors.cluster import OBJECT_STORE_BYTES, UNITS, Tell
 from actors.haproxy import free_port
-from actors.keeper import Kept, tell_down
+from actors.kept import Kept, tell_down
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment, load_settings, ray_token_file
 from kitbash_ray.devices import Device, Devices, cluster_settings, redis_password_file
 from kitbash_ray.errors import ClusterError

@@ -159,7 +159,9 @@ class Bed:
         self.hosts[name] = Host(f"device-{name}", address, namespace, link, files, init)
 
     def _start(self, name: str, files: Path) -> str:
-        quoted = {key: shlex.quote(str(value)) for key, value in {"files": files, "home": self.home, "bed": self.folder}.items()}
+        quoted = {
+            key: shlex.quote(str(value)) for key, value in {"files": files, "home": self.home, "bed": self.folder}.items()
+        }
         return (
             "set -e\n"
             f"hostname device-{name}\n"

@@ -19,7 +19,7 @@ import yaml
 
 from kitbash_ray.config import PROJECT, load_settings
 from kitbash_ray.devices import CLUSTER_FILE
-from kitbash_ray.knowledge.minilm import ensure_minilm
+from kitbash_ray.knowledge.index import open_builder
 from kitbash_ray.knowledge.verifier import ensure_verifier
 from kitbash_ray.tiny_model import write_tiny_gguf
 from tests.cluster.harness import copy_cartridges
@@ -134,10 +134,7 @@ def _project(bed: Bed) -> Path:
         elif path != "cartridges":
             shutil.copy2(PROJECT / path, project / path)
     copy_cartridges(_made(project / "cartridges"))
-    cache = load_settings().cache_dir  # of the person who runs the tests: converted once, given to every host
-    for model in (ensure_minilm(cache), ensure_verifier(cache)):
-        for host in bed.hosts.values():
-            shutil.copy2(model, _made(host.files / "home/.cache/kitbash/models"))
+    _share_cache(bed, project / "cartridges")
     settings = {
         "kobold_model": str(write_tiny_gguf(bed.folder / "kobold.gguf", seed=2)),
         "bitnet_model": str(write_tiny_gguf(bed.folder / "bitnet.gguf", seed=1)),
@@ -158,6 +155,18 @@ def _project(bed: Bed) -> Path:
         text = text.replace(old, new)
     (project / "cluster.yaml").write_text(text)
     return project
+
+
+def _share_cache(bed: Bed, cartridges: Path) -> None:
+    """Give every host the models and vectors that this machine has: made once, and minutes on three hosts at a time."""
+    settings = load_settings(cartridges_dir=cartridges)
+    open_builder(settings).build()
+    ensure_verifier(settings.cache_dir)
+    for host in bed.hosts.values():
+        cache = _made(host.files / "home/.cache/kitbash")
+        shutil.copytree(settings.cache_dir / "models", cache / "models", ignore=shutil.ignore_patterns("*.lock"))
+        for vectors in settings.cache_dir.glob("vectors-*.sqlite3"):
+            shutil.copy2(vectors, cache)
 
 
 def _made(folder: Path) -> Path:
