@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import httpx
 import typer
@@ -40,6 +40,7 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print one JSON ob
     """
     with errors.status("looking"):
         findings = list(examine())
+    findings = [replace(finding, remedy="") if finding.ok else finding for finding in findings]
     ok = all(finding.ok for finding in findings)
     if as_json:
         print(json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, ensure_ascii=False))
@@ -108,6 +109,6 @@ def _table(findings: list[Finding]) -> Table:
         table.add_column(column, overflow="fold")
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]wrong[/]"
-        cells = (finding.check, finding.node, finding.what, "" if finding.ok else finding.remedy)
+        cells = (finding.check, finding.node, finding.what, finding.remedy)
         table.add_row(mark, *(escape(cell) for cell in cells))
     return table
