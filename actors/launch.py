@@ -36,7 +36,7 @@ def main() -> None:
     with ThreadPoolExecutor(1) as aside:
         patience = DEVICES_S if resources else START_S
         ready = aside.submit(wait_ready, handles, lambda name, what: print(f"{name} is up ({what})", flush=True), patience)
-        # Serve asks its HAProxy at the loopback whether it runs, so the address of the head alone will not do.
+        # Replicas listen where the front door does, and HAProxy looks for those of its own device at the loopback.
         everywhere = resources and not settings.kitbash_host.startswith("127.")
         serve.start(http_options={"host": "0.0.0.0" if everywhere else settings.kitbash_host, "port": port})
         near = settings.grain_resource if settings.grain_resource in resources else None

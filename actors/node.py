@@ -113,8 +113,16 @@ def stop(devices: Devices, tell: Tell) -> bool:
 
 def _environment() -> dict[str, str]:
     """What Ray's processes on a device need; of several devices also that Ray asks for its token."""
-    # With its second version of the autoscaler, Ray counts the head as a worker and leaves the last device out.
-    extra = {"RAY_AUTH_MODE": "token", "RAY_enable_autoscaler_v2": "0"}
+    extra = {
+        "RAY_AUTH_MODE": "token",
+        # With its second version of the autoscaler, Ray counts the head as a worker and leaves the last device out.
+        "RAY_enable_autoscaler_v2": "0",
+        # A Ray that died refuses connections and is noticed in five periods; a link that is cut costs five
+        # periods and timeouts. No layer may run elsewhere, so a device that is only cut off is waited for.
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "20000",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "120",
+    }
     return child_environment(**local.ray_environment(secrets.token_hex(8)) | extra)
 
 
