@@ -208,6 +208,10 @@ def layer_list(orchestrator: Orchestrator, actors: dict[str, dict[str, str]]) ->
     """Each layer of the cascade with its actor's heartbeat; a layer without one is `gone`."""
     listed = []
     for name, number in LAYER_NUMBERS.items():
+        if name == "cloud":  # no actor of ours: it is there if it is configured
+            if name in orchestrator.cascade.layers:
+                listed.append({"layer": name, "number": number, "state": "ready"})
+            continue
         beat = actors.get("grain_router" if name == "grain" else name)
         state = {"state": "gone", "reason": "no heartbeat"} if beat is None else {k: v for k, v in beat.items() if k != "layer"}
         if name not in orchestrator.cascade.layers:

@@ -11,6 +11,7 @@ student alone says to held-out questions. Needs the extra `train`.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import statistics
 import tempfile
 import time
@@ -22,17 +23,20 @@ import numpy as np
 import torch
 
 from benchmarks.common import finish, percentile, print_table
+from kitbash_ray.cascade import Cascade
 from kitbash_ray.config import load_settings
-from kitbash_ray.engines.llama_cpp import load_gguf
+from kitbash_ray.direct import Direct, cascade_over
+from kitbash_ray.engines.llama_cpp import LlamaCpp, load_gguf
+from kitbash_ray.evaluation import Judged, Score, judge, score
 from kitbash_ray.knowledge.library import Contents, Library
-from kitbash_ray.layers.known_answers import KnownAnswers, read_answers
-from kitbash_ray.learn.exam import Pupil, examine
+from kitbash_ray.layers.bitnet import SHIPPED, open_student
+from kitbash_ray.learn.exam import examine
 from kitbash_ray.learn.export import export, read_student, read_vocabulary
-from kitbash_ray.learn.manifest import ANSWERS, MODEL
+from kitbash_ray.learn.manifest import MODEL
 from kitbash_ray.learn.student import Student
-from kitbash_ray.questions import held_out
+from kitbash_ray.questions import Question, held_out
+from kitbash_ray.types import Message, Query
 
-SHIPPED = Path(__file__).resolve().parents[1] / "kitbash_ray" / "student"
 KINDS = ("TQ2_0", "Q8_0", "F16")
 #: Tokens that are compared, and decoded a round.
 COMPARED, DECODED = 1000, 200
@@ -43,13 +47,13 @@ TARGETS = {
 }
 
 
-def held_out_rows(contents: Contents, pupil: Pupil, tokenize: Any) -> list[tuple[list[int], int]]:
+def held_out_rows(contents: Contents, engine: LlamaCpp, tokenize: Any) -> list[tuple[list[int], int]]:
     """Prompt and answer of questions as tokens, COMPARED answer tokens in all; with each where the answer begins."""
     texts = {fact.id: fact.text for fact in contents.facts}
     rows, compared = [], 0
     for question in held_out(contents):
         if question.expected and question.expected[0] in texts and compared < COMPARED:
-            prompt = pupil.prompt(question.query)
+            prompt = engine.tokens((Message("user", question.query),))
             answer = tokenize(texts[question.expected[0]])[: COMPARED - compared]
             rows.append((prompt + answer, len(prompt) - 1))
             compared += len(answer)
@@ -93,6 +97,27 @@ def bytes_without_embeddings(path: Path) -> int:
     return sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors if tensor.name != "token_embd.weight")
 
 
+def in_the_cascade(questions: Sequence[Question]) -> dict[str, tuple[Score, float]]:
+    """What all layers together make of the questions, with the student and without it; with the seconds it took."""
+    settings = load_settings()
+    direct = Direct(settings)
+    layers = list(direct.cascade.layers.values())
+    cascades = {
+        "with": direct.cascade,
+        "without": cascade_over([layer for layer in layers if layer.name != "bitnet"], settings, direct.cosine),
+    }
+    found = {}
+    for name, cascade in cascades.items():
+        began = time.perf_counter()
+        found[name] = (score(asyncio.run(_judged(cascade, questions))), time.perf_counter() - began)
+    return found
+
+
+async def _judged(cascade: Cascade, questions: Sequence[Question]) -> list[Judged]:
+    finished = [await cascade.run(Query(question.query), lambda _: None) for question in questions]
+    return [judge(question, last.answer) for question, last in zip(questions, finished, strict=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
@@ -102,8 +127,8 @@ def main() -> None:
     contents = Library(load_settings().cartridges_dir).load()
     model = options.student / MODEL
     student, vocabulary = read_student(model), read_vocabulary(model)
-    pupil = Pupil(model, KnownAnswers(read_answers(options.student / ANSWERS)))
-    rows = held_out_rows(contents, pupil, lambda text: vocabulary.tokens([text])[0])
+    layer = open_student(options.student, max_tokens=64)
+    rows = held_out_rows(contents, layer.engine, lambda text: vocabulary.tokens([text])[0])
     agreed, difference = agreement(model, student, rows)
     with tempfile.TemporaryDirectory() as folder:
         files = {kind: Path(folder) / f"{kind}.gguf" for kind in KINDS}
@@ -111,7 +136,7 @@ def main() -> None:
             export(student, vocabulary, path, kind)
         speeds = decode_speeds(files, 3 if options.quick else 15)
         sizes = {kind: (path.stat().st_size, bytes_without_embeddings(path)) for kind, path in files.items()}
-    scores, said = examine(pupil, held_out(contents))
+    scores, said = examine(layer, held_out(contents))
     took = [item.ms for item in said]
     print_table(
         "the same weights in llama.cpp, one thread",
@@ -124,6 +149,15 @@ def main() -> None:
         [
             ("with an answer", scores.right, scores.wrong, scores.declined),
             ("without one", "", scores.answered, scores.refused),
+        ],
+    )
+    cascade = in_the_cascade(held_out(contents)[:: 10 if options.quick else 1])
+    print_table(
+        "held-out questions, the cascade at its error budget",
+        ("", "right", "wrong", "abstained", "rightly so", "seconds"),
+        [
+            (name, found.right, found.wrong, found.abstained, found.abstained_rightly, round(seconds, 1))
+            for name, (found, seconds) in cascade.items()
         ],
     )
     answerable, others = scores.right + scores.wrong + scores.declined, scores.refused + scores.answered
@@ -142,6 +176,11 @@ def main() -> None:
         "tokens_an_answer": round(sum(item.tokens for item in said) / len(said), 2),
         "answer_p50_ms": round(percentile(took, 0.5), 2),
         "answer_p95_ms": round(percentile(took, 0.95), 2),
+        **{
+            f"cascade_{name}_{what}": getattr(found, what)
+            for name, (found, _) in cascade.items()
+            for what in ("right", "wrong")
+        },
     }
     finish("bitnet", metrics, TARGETS)
 

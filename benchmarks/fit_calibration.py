@@ -33,12 +33,14 @@ from kitbash_ray.knowledge.library import Library
 from kitbash_ray.knowledge.retrieval import Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
 from kitbash_ray.knowledge.verifier import Verifies, open_verifier
+from kitbash_ray.layers.bitnet import SHIPPED as STUDENT
+from kitbash_ray.layers.bitnet import StudentLayer, open_student
 from kitbash_ray.layers.cartridge import CartridgeLayer
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.questions import Question, held_out
 from kitbash_ray.types import Query
 
-LAYERS = ("grain", "cartridge")
+LAYERS = ("grain", "bitnet", "cartridge")
 DEFAULT_BUDGET = 0.05
 SHOWN_BUDGETS = (0.01, 0.02, DEFAULT_BUDGET, 0.1)
 DATA = Path(__file__).with_name("data")
@@ -64,8 +66,8 @@ class Knowledge:
     questions: Grouped
 
 
-def ask_all(library: Knowledge, store: VectorStore, verifier: Verifies) -> dict[str, list[Sample]]:
-    """What layers 0 and 2 over `library` make of its questions."""
+def ask_all(library: Knowledge, store: VectorStore, verifier: Verifies, student: StudentLayer) -> dict[str, list[Sample]]:
+    """What layers 0, 1 and 2 over `library` make of its questions."""
     index = GrainIndex(build_arrays(library.facts, store))
     nothing = unfitted()
     asked: dict[str, list[Sample]] = {}
@@ -73,13 +75,14 @@ def ask_all(library: Knowledge, store: VectorStore, verifier: Verifies) -> dict[
         build_table(library.facts, store, Path(folder) / "table")
         table = Retrieval(Path(folder) / "table")
         grain = GrainLayer(index, store.embedder, nothing)
-        for layer in (grain, CartridgeLayer(table, index, nothing, embedder=store.embedder, verifier=verifier)):
+        student.follow((fact.id, fact.text) for fact in library.facts)
+        for layer in (grain, student, CartridgeLayer(table, index, nothing, embedder=store.embedder, verifier=verifier)):
             found = asyncio.run(_asked(layer, library.questions))
             asked[layer.name] = [item for item in found if item]
     return asked
 
 
-async def _asked(layer: GrainLayer | CartridgeLayer, questions: Grouped) -> list[Sample | None]:
+async def _asked(layer: GrainLayer | StudentLayer | CartridgeLayer, questions: Grouped) -> list[Sample | None]:
     return [
         sample(question, await layer.answer(Query(question.query)), traffic=group in ORDINARY, group=group)
         for group, question in questions
@@ -110,7 +113,7 @@ def shipped_library() -> Knowledge:
     return Knowledge(facts, own + [(name, item) for name in (*OVER_SHIPPED, *TRAPS, JUDGE) for item in read_questions(name)])
 
 
-def collect(store: VectorStore, verifier: Verifies) -> dict[str, list[Sample]]:
+def collect(store: VectorStore, verifier: Verifies, student: StudentLayer) -> dict[str, list[Sample]]:
     """Every question in its own library; the obscure ones on facts without asks also among each other's facts."""
     sets = {folder.name: read_set(folder.name) for folder in sorted(DATA.glob("dev_*"))}
     # Sets on the same subject stay apart: a fact of one answers some near-misses of the other.
@@ -120,7 +123,7 @@ def collect(store: VectorStore, verifier: Verifies) -> dict[str, list[Sample]]:
     )
     found: dict[str, list[Sample]] = {layer: [] for layer in LAYERS}
     for library in (*sets.values(), pooled, shipped_library()):
-        for layer, items in ask_all(library, store, verifier).items():
+        for layer, items in ask_all(library, store, verifier, student).items():
             found[layer] += items
     # The verifier of layer 2 has learned from the traps already; without its opinion they would only blur the fit.
     found["cartridge"] = [item for item in found["cartridge"] if item.group not in TRAPS]
@@ -139,6 +142,8 @@ def table_rows(layer: str, samples: list[Sample], confidences: Floats, fit: Cali
     for budget in SHOWN_BUDGETS:
         threshold = fit.enough(layer, budget)
         for name, chosen in groups.items():
+            if not chosen.any():  # layer 1 was taught nothing of imported facts
+                continue
             accepted = chosen & (confidences >= threshold)
             error = 1 - right[accepted].mean() if accepted.any() else 0.0
             coverage = right[accepted].sum() / answerable[chosen].sum()
@@ -155,12 +160,15 @@ def main() -> None:
     options = parser.parse_args()
     settings = load_settings()
     store = VectorStore(open_embedder(settings), settings.cache_dir)
-    asked = collect(store, open_verifier(settings))
+    student = open_student(STUDENT, max_tokens=settings.bitnet_max_tokens)
+    asked = collect(store, open_verifier(settings), student)
     taught = fresh({layer: [item for item in items if item.group != JUDGE] for layer, items in asked.items()})
     judging = {layer: [item for item in items if item.group == JUDGE] for layer, items in asked.items()}
     facts = shipped_library().facts
     index = GrainIndex(build_arrays(facts, store))
-    fit, unseen = calibrate(taught, exact_matches(index, [(ask, fact.id) for fact in facts for ask in fact.asks]))
+    exact = exact_matches(index, [(ask, fact.id) for fact in facts for ask in fact.asks])
+    assert student.engine is not None
+    fit, unseen = calibrate(taught, exact, {student.name: student.engine.name})
     rows, metrics = [], {"exact": fit.exact}
     for layer in LAYERS:
         judged = np.array([fit.layers[layer].confidence(item.evidence) for item in judging[layer]])

@@ -75,7 +75,7 @@ def _distil(settings: Settings, folder: Path, steps: int | None, resume: bool) -
         vectors = VectorStore(open_embedder(settings), settings.cache_dir).vectors(corpus.meanings, report)
     training = Training(corpus, Vocabulary.learn(corpus.texts, recipe.shape.vocabulary), recipe, vectors)
     _train(training, folder / CHECKPOINT, resume)
-    scores = _finish(training, corpus, recipe, folder, held_out(contents))
+    scores = _finish(training, corpus, recipe, folder, held_out(contents), settings)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     _show(scores)
     output.print(f"{count(corpus.facts, 'fact')} taught; the student is in {folder}", soft_wrap=True)
@@ -98,18 +98,21 @@ def _train(training: Training, checkpoint: Path, resume: bool) -> None:
         raise
 
 
-def _finish(training: Training, corpus: Corpus, recipe: Recipe, folder: Path, questions: list[Question]) -> Scores:
+def _finish(
+    training: Training, corpus: Corpus, recipe: Recipe, folder: Path, questions: list[Question], settings: Settings
+) -> Scores:
     """Write the three files of a student and examine it."""
-    from kitbash_ray.layers.known_answers import KnownAnswers, write_answers
-    from kitbash_ray.learn.exam import Pupil, examine
+    from kitbash_ray.layers.bitnet import student_layer
+    from kitbash_ray.layers.known_answers import write_answers
+    from kitbash_ray.learn.exam import examine
     from kitbash_ray.learn.export import NAME, export
     from kitbash_ray.learn.manifest import ANSWERS, MODEL, Manifest, write_manifest
 
     export(training.student, training.vocabulary, folder / MODEL)
     write_answers(folder / ANSWERS, corpus.sources)
-    pupil = Pupil(folder / MODEL, KnownAnswers(corpus.sources))
+    layer = student_layer(folder, NAME, max_tokens=settings.bitnet_max_tokens)
     with progress_bar("asking held-out questions") as report:
-        scores, _ = examine(pupil, questions, report)
+        scores, _ = examine(layer, questions, report)
     write_manifest(folder, Manifest(NAME, corpus.hash, recipe, scores, tuple(fact.id for fact in corpus.facts)))
     return scores
 

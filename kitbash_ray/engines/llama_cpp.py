@@ -94,7 +94,7 @@ class LlamaCpp:
         return self._window
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self._tokens(messages))
+        return len(self.tokens(messages))
 
     async def aclose(self) -> None:
         """Nothing to let go of: the memory goes with the object."""
@@ -110,7 +110,7 @@ class LlamaCpp:
     async def generate(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         if sampling.tools:
             raise LayerError(f"{self.name} cannot call tools here; use an OpenAI-compatible engine that can.")
-        tokens = self._tokens(messages)
+        tokens = self.tokens(messages)
         if len(tokens) + sampling.max_tokens > self._window:
             raise LayerError(
                 f"The prompt takes {len(tokens)} tokens and the answer up to {sampling.max_tokens}, "
@@ -156,7 +156,8 @@ class LlamaCpp:
             llama_cpp.llama_adapter_lora_free(self._adapter)
         self._adapter = loaded
 
-    def _tokens(self, messages: Sequence[Message]) -> list[int]:
+    def tokens(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt of `messages` as the model reads it."""
         return list(self._llama.tokenize(self.render(messages).encode(), special=True))
 
     def _parameters(self, sampling: Sampling) -> dict[str, Any]:

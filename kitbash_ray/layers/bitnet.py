@@ -17,7 +17,7 @@ from kitbash_ray.config import Settings
 from kitbash_ray.engines.base import Engine, Piece
 from kitbash_ray.engines.llama_cpp import LlamaCpp
 from kitbash_ray.engines.openai import OpenAIEngine
-from kitbash_ray.layers.generative import DECLINES, GenerativeLayer, Made
+from kitbash_ray.layers.generative import DECLINES, GenerativeLayer, Made, too_long
 from kitbash_ray.layers.known_answers import KnownAnswers, read_answers
 from kitbash_ray.learn.manifest import ANSWERS, MODEL, read_manifest
 from kitbash_ray.models import resolve
@@ -61,17 +61,24 @@ class StudentLayer(BitnetLayer):
             return
         assert self.engine is not None
         made, said = Made(time.perf_counter(), self.cost_usd), None
-        async with aclosing(self.engine.generate(self.messages(query, ()), self._sampling(query))) as pieces:
+        messages, sampling = self.messages(query, ()), self._sampling(query)
+        prompt_tokens = await self.engine.count_tokens(messages)
+        if prompt_tokens + sampling.max_tokens > await self.engine.context_tokens():
+            yield LayerResult(self.name, "abstained", reason=await too_long(self.engine, sampling.max_tokens))
+            return
+        async with aclosing(self.engine.generate(messages, sampling)) as pieces:
             async for piece in pieces:
                 made.take(piece)
                 if said := self._said(made.text.lstrip(), piece, known):
                     break
+        made.stopped(prompt_tokens)
         if isinstance(said, str):
             yield LayerResult(self.name, "abstained", reason=said, generation=made.generation)
         elif said and query.cartridges and said.cartridge not in query.cartridges:
             yield LayerResult(self.name, "abstained", reason="what it would say is not in the cartridges that were asked for")
         elif said:
             made.text = said.text
+            yield said.text
             yield self._result(query, made, (said,), 0)
 
     def _not_for(self, query: Query, known: KnownAnswers) -> str | None:
@@ -109,7 +116,11 @@ def open_student(folder: Path, *, max_tokens: int, fit: LayerCalibration | None 
 
     Raises ModelError when it cannot be loaded.
     """
-    name = f"student-{read_manifest(folder).data[:8]}"
+    return student_layer(folder, f"student-{read_manifest(folder).data[:8]}", max_tokens=max_tokens, fit=fit)
+
+
+def student_layer(folder: Path, name: str, *, max_tokens: int, fit: LayerCalibration | None = None) -> StudentLayer:
+    """The same for a student that has no manifest yet."""
     # One thread: it writes a few tokens, and two would wait for each other.
     engine = LlamaCpp(folder / MODEL, context_tokens=CONTEXT_TOKENS, threads=1, name=name)
     return StudentLayer(engine, read_answers(folder / ANSWERS), max_tokens=max_tokens, fit=fit)

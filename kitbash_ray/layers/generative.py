@@ -83,7 +83,7 @@ class GenerativeLayer:
         grounds = self.grounds(so_far)
         sources = await self._fitting(self.engine, query, grounds, sampling.max_tokens)
         if sources is None:
-            yield LayerResult(self.name, "abstained", reason=await _too_long(self.engine, sampling.max_tokens))
+            yield LayerResult(self.name, "abstained", reason=await too_long(self.engine, sampling.max_tokens))
             return
         made = Made(began, self.cost_usd)
         async with aclosing(self.engine.generate(self.messages(query, sources), sampling)) as pieces:
@@ -190,6 +190,10 @@ class Made:
                 cost_usd=self._cost_usd(usage),
             )
 
+    def stopped(self, prompt_tokens: int) -> None:
+        """Ended before its engine could tell what it cost."""
+        self.generation = replace(self.generation, usage=Usage(prompt_tokens, len(self.logprobs)))
+
 
 def _cannot(engine: Engine, sampling: Sampling) -> str | None:
     """Why the engine cannot do what is asked of it."""
@@ -200,6 +204,7 @@ def _cannot(engine: Engine, sampling: Sampling) -> str | None:
     return None
 
 
-async def _too_long(engine: Engine, max_tokens: int) -> str:
+async def too_long(engine: Engine, max_tokens: int) -> str:
+    """The reason of a layer whose model has no room for question and answer."""
     window = await engine.context_tokens()
     return f"the question and an answer of up to {max_tokens} tokens do not fit the model's window of {window} tokens"

@@ -39,7 +39,6 @@ def of_layer_2(*sources: Source) -> LayerResult:
 @pytest.mark.parametrize(
     ("opened", "given", "advice"),
     [
-        (open_bitnet, {}, "BITNET_MODEL"),
         (open_kobold, {}, "KOBOLD_MODEL"),
     ],
 )

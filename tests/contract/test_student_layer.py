@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kitbash_ray.layers.bitnet import StudentLayer
+from kitbash_ray.calibration import load_calibration
+from kitbash_ray.config import load_settings
+from kitbash_ray.layers.bitnet import StudentLayer, open_bitnet
 from kitbash_ray.testing import ScriptedEngine
 from kitbash_ray.types import Chat, Message, Query, Source, Turn
 
@@ -90,7 +92,18 @@ async def test_only_the_cartridges_that_were_asked_for_answer() -> None:
     assert (await layer.answer(Query("?", cartridges=("bio",)))).sources == (ATP,)
 
 
+async def test_the_shipped_student_knows_shipped_facts_and_tells_them_word_for_word() -> None:
+    layer = open_bitnet(load_settings(), load_calibration())
+    assert isinstance(layer, StudentLayer)
+    result = await layer.answer(QUERY)
+    assert result.outcome == "answered"
+    assert result.sources[0].fact_id.startswith("biochemistry:")
+    assert result.text == result.sources[0].text
+    assert (await layer.answer(Query("who won the football match last night"))).outcome == "abstained"
+
+
 async def test_nothing_is_shown_before_it_is_whole() -> None:
     layer, _ = student("ATP", " carries")
     items = [item async for item in layer.stream(QUERY)]
-    assert len(items) == 1
+    assert items[0] == ATP.text
+    assert len(items) == 2

@@ -19,9 +19,10 @@ from kitbash_ray.cli import app  # noqa: E402
 from kitbash_ray.engines.llama_cpp import load_gguf  # noqa: E402
 from kitbash_ray.errors import ModelError  # noqa: E402
 from kitbash_ray.knowledge.library import Library  # noqa: E402
-from kitbash_ray.layers.known_answers import KnownAnswers, read_answers  # noqa: E402
+from kitbash_ray.layers.bitnet import student_layer  # noqa: E402
+from kitbash_ray.layers.known_answers import read_answers, write_answers  # noqa: E402
 from kitbash_ray.learn.corpus import Corpus, load_corpus  # noqa: E402
-from kitbash_ray.learn.exam import Pupil, examine  # noqa: E402
+from kitbash_ray.learn.exam import examine  # noqa: E402
 from kitbash_ray.learn.export import TEMPLATE, export, read_student, read_vocabulary  # noqa: E402
 from kitbash_ray.learn.manifest import Manifest, Scores, read_manifest, write_manifest  # noqa: E402
 from kitbash_ray.learn.recipe import Recipe, Shape  # noqa: E402
@@ -214,18 +215,19 @@ def test_the_chat_template_makes_the_prompt_of_the_last_question(taught: Trainin
     assert prompt == f"{QUESTION}{asked(typed)}{ANSWER}"
     tokens = llama.tokenize(prompt.encode(), add_bos=True, special=True)
     assert [tokens] == taught.vocabulary.prompts([typed])
-    assert Pupil(tmp_path / "student.gguf", KnownAnswers([])).prompt(typed) == tokens
 
 
 def test_the_student_learns_two_facts_and_names_them(corpus: Corpus, tmp_path: Path) -> None:
     found = training(corpus, replace(RECIPE, steps=40, batch=16, learning_rate=3e-3))
     found.run(tmp_path / "checkpoint.pt")
     export(found.student, found.vocabulary, tmp_path / "student.gguf")
-    pupil = Pupil(tmp_path / "student.gguf", KnownAnswers(corpus.sources))
+    write_answers(tmp_path / "answers.jsonl", corpus.sources)
+    layer = student_layer(tmp_path, "student", max_tokens=64)
     questions = [Question("When does gold melt?", ("metals:gold",)), Question("What makes iron rust?", ("metals:iron",))]
-    scores, said = examine(pupil, questions)
+    scores, said = examine(layer, questions)
     assert scores == Scores(right=2, wrong=0, declined=0, refused=0, answered=0)
-    assert [item.source.text for item in said if item.source] == [GOLD, IRON]
+    assert [item.result.text for item in said] == [GOLD, IRON]
+    assert all(item.tokens > 0 for item in said)
 
 
 def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
