@@ -68,8 +68,6 @@ class Keeper:
                 seen, begun = time.monotonic(), True
             # `ray stop` ends Ray's processes, but not the one that started them.
             elif begun and time.monotonic() - seen > GONE_S:
-                process.terminate()
-                process.wait()
                 return True
         return self._over.is_set()
 
