@@ -72,7 +72,7 @@ def up(settings: Settings, tell: Tell) -> Running:
 def _with_redis(settings: Settings, found: Running, tell: Tell) -> Running:
     """A running cluster whose private Redis died gets it back."""
     server = RedisServer(settings.state_dir)
-    if found.redis_pid is None or server.running():
+    if found.role != "alone" or found.redis_pid is None or server.running():
         return found
     tell("its Redis is gone; starting it again")
     again = replace(found, redis_pid=server.start(child_environment(**{CLUSTER_MARK: found.id})))

@@ -97,9 +97,7 @@ class RedisServer:
         if self._listen is None:
             path.write_text("port 0\n")
         else:
-            path.write_text(
-                f"requirepass {self._listen.password}\nport {self._listen.port}\nbind 127.0.0.1 {self._listen.address}\n"
-            )
+            path.write_text(f"requirepass {self._listen.password}\nport {self._listen.port}\nbind {self._listen.address}\n")
         return path
 
 
