@@ -2,8 +2,8 @@
 
 What to keep comes as JSON on standard input. `ray down` stops Ray on the head and nothing more;
 so the keeper there, when it sees that, ends Redis and HAProxy and tells the other devices. On
-those Ray ends by itself after a while without the head, and its keeper starts it again.
-Not here: starting Redis and the layers (node.py, launch.py).
+those Ray ends by itself after a while without the head, and its keeper starts it again; so does
+the head's with a Redis that died. Not here: starting the layers (launch.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import redis
@@ -21,10 +22,12 @@ from redis.exceptions import RedisError
 from actors.cluster import end_processes, ray_log
 from actors.kept import Kept, tell_down
 from kitbash_ray.blackboard import DOWN
-from kitbash_ray.config import Settings
-from kitbash_ray.state import read_record, record_file
+from kitbash_ray.config import child_environment
+from kitbash_ray.devices import head_redis
+from kitbash_ray.errors import StoreError
+from kitbash_ray.state import read_record, record_file, write_record
 
-#: A device whose Ray could not join for so long stops trying: its head is not coming back by itself.
+#: A device whose head was away for so long stops trying: it is not coming back by itself.
 GIVE_UP_S = 900.0
 LOOK_EVERY_S = 0.5
 #: Ray's processes appear one by one; one that is missing for so long is missing.
@@ -41,17 +44,31 @@ class Keeper:
         self._over = threading.Event()
 
     def run(self) -> None:
-        if not self._kept.head:
+        if self._kept.joins:
             threading.Thread(target=self._listen, name="down", daemon=True).start()
-        joined = time.monotonic()
-        while not self._over.is_set():
+        while self._head_is_there():
             stopped = self._watch(self._start())
-            if _has_joined(self._kept.settings):
-                joined = time.monotonic()
-            if stopped or self._kept.head or time.monotonic() - joined > GIVE_UP_S:
+            if stopped or not self._kept.joins:
                 break
             self._over.wait(1)
         self._end()
+
+    def _head_is_there(self) -> bool:
+        """Wait until the head takes connections; False when it is too late.
+
+        Ray's own attempts wait longer and longer, so it is started when the link is there.
+        """
+        if not self._kept.joins:
+            return True
+        host, _, port = self._kept.joins.rpartition(":")
+        end = time.monotonic() + GIVE_UP_S
+        while not self._over.is_set() and time.monotonic() < end:
+            try:
+                socket.create_connection((host, int(port)), timeout=1).close()
+                return True
+            except OSError:
+                self._over.wait(LOOK_EVERY_S)
+        return False
 
     def _start(self) -> subprocess.Popen[bytes]:
         with ray_log(self._kept.settings).open("wb") as output:
@@ -64,6 +81,7 @@ class Keeper:
         seen = time.monotonic()
         begun = False
         while process.poll() is None and not self._over.wait(LOOK_EVERY_S):
+            self._mind_redis()
             if _has_raylet(process.pid):
                 seen, begun = time.monotonic(), True
             # `ray stop` ends Ray's processes, but not the one that started them.
@@ -90,15 +108,33 @@ class Keeper:
             except (RedisError, OSError):
                 self._over.wait(1)
 
+    def _mind_redis(self) -> None:
+        """Start the head's Redis again if its process is gone."""
+        found = read_record(self._kept.settings)
+        if found is None or found.id != self._kept.cluster_id or found.redis_pid is None or _lives(found.redis_pid):
+            return
+        server = head_redis(self._kept.settings)
+        try:
+            if server:
+                print("Redis is gone; starting it again", flush=True)
+                write_record(self._kept.settings, replace(found, redis_pid=server.start(child_environment())))
+        except StoreError as error:
+            print(error, flush=True)  # tried again at the next look
+
     def _end(self) -> None:
-        if self._kept.head:
+        if not self._kept.joins:
             tell_down(self._kept.settings)
-        end_processes(self._kept.cluster_id, read_record(self._kept.settings), lambda what: None)
+        found = read_record(self._kept.settings)
+        # First, so that whoever starts this device anew meanwhile does not take it for running.
         record_file(self._kept.settings).unlink(missing_ok=True)
+        end_processes(self._kept.cluster_id, found, lambda what: None)
 
 
-def _has_joined(settings: Settings) -> bool:
-    return "Ray runtime started" in ray_log(settings).read_text(errors="replace")
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _has_raylet(pid: int) -> bool:

@@ -14,10 +14,10 @@ from kitbash_ray.config import Settings
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a keeper keeps. `command` starts Ray and stays in the foreground."""
+    """What a keeper keeps. `command` starts Ray and stays in the foreground; `joins` is the head's address, None on the head."""
 
     cluster_id: str
-    head: bool
+    joins: str | None
     command: list[str]
     settings: Settings
 

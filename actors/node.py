@@ -21,9 +21,8 @@ from actors.cluster import OBJECT_STORE_BYTES, UNITS, Tell
 from actors.haproxy import free_port
 from actors.kept import Kept, tell_down
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment, load_settings, ray_token_file
-from kitbash_ray.devices import Device, Devices, cluster_settings, redis_password_file
+from kitbash_ray.devices import Device, Devices, cluster_settings, head_redis, redis_password_file
 from kitbash_ray.errors import ClusterError
-from kitbash_ray.redis_server import Listen, RedisServer
 from kitbash_ray.state import Running, read_record, running, write_record
 from kitbash_ray.token import ensure_secret, find_secret, token_file
 
@@ -117,22 +116,23 @@ def _environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         # With its second version of the autoscaler, Ray counts the head as a worker and leaves the last device out.
         "RAY_enable_autoscaler_v2": "0",
-        # The head misses a Ray that died after 5 s, and a link that was cut after 30 s. Then questions are not
-        # sent there any more, and when the link is back the device joins anew, over connections that are not
-        # waiting for their next retransmission.
+        # The head misses a Ray that died after 5 s, and one whose link was cut after 30 s, as that Ray misses the
+        # head. Then questions are not sent there any more, and when the link is back the device joins anew, over
+        # connections that are not waiting for their next retransmission.
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "5000",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "30",
     }
     return child_environment(**local.ray_environment(secrets.token_hex(8)) | extra)
 
 
 def _with_redis(settings: Settings, found: Running, environment: dict[str, str], tell: Tell) -> Running:
     """Start the Redis of the cluster, unless the settings name another one."""
-    if settings.redis_url or settings.redis_host is None or settings.redis_password is None:
+    server = head_redis(settings)
+    if server is None:
         return found
     tell(f"starting Redis at {settings.redis_host}:{settings.redis_port}")
-    listen = Listen(settings.redis_host, settings.redis_port, settings.redis_password)
-    found = replace(found, redis_pid=RedisServer(settings.state_dir, listen).start(environment))
+    found = replace(found, redis_pid=server.start(environment))
     write_record(settings, found)
     return found
 
@@ -146,7 +146,8 @@ def _start_keeper(
     options = {"node-ip-address": device.address, "resources": json.dumps(dict.fromkeys(device.resources, UNITS)),
                "object-store-memory": str(OBJECT_STORE_BYTES), "num-cpus": str(os.cpu_count() or 1)}  # fmt: skip
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    kept = Kept(environment[CLUSTER_MARK], device.head, [*command, *flags, *_flags(options)], settings)
+    joins = None if device.head else f"{head}:{settings.kitbash_ray_port}"
+    kept = Kept(environment[CLUSTER_MARK], joins, [*command, *flags, *_flags(options)], settings)
     local.ray_log(settings).write_bytes(b"")
     with (settings.state_dir / "keeper.log").open("wb") as log:
         process = subprocess.Popen(

@@ -17,6 +17,7 @@ import yaml
 
 from kitbash_ray.config import PROJECT, Settings, load_settings
 from kitbash_ray.errors import ConfigError
+from kitbash_ray.redis_server import Listen, RedisServer
 from kitbash_ray.token import find_secret
 
 CLUSTER_FILE = PROJECT / "cluster.yaml"
@@ -83,6 +84,15 @@ def cluster_settings(devices: Devices) -> Settings:
         redis_host=devices.head.address,
         redis_password=find_secret(redis_password_file(own)),
     )
+
+
+def head_redis(settings: Settings) -> RedisServer | None:
+    """The Redis that the head starts, None when the settings name another one."""
+    if settings.redis_url or settings.redis_host is None or settings.redis_password is None:
+        return None
+    if _resolved(settings.redis_host) not in own_addresses():
+        return None
+    return RedisServer(settings.state_dir, Listen(settings.redis_host, settings.redis_port, settings.redis_password))
 
 
 def redis_password_file(settings: Settings) -> Path:

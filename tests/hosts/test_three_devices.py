@@ -17,7 +17,7 @@ import httpx
 from tests.cluster.harness import ATP, UNKNOWN, eventually, fact_text
 
 from .bed import Host
-from .conftest import DOWN_S, KOBOLD_TIMEOUT_MS, ThreeDevices
+from .conftest import DOWN_S, KOBOLD_TIMEOUT_MS, UP_S, ThreeDevices
 
 #: Everything here shares the two or more cores of one machine.
 SLACK_S = 20.0
@@ -148,6 +148,41 @@ def test_ray_that_died_on_a_device_is_started_again(devices: ThreeDevices) -> No
 def _is_back(devices: ThreeDevices, layer: str, before: int) -> bool:
     beat = devices.layers()[layer]
     return beat["state"] == "ready" and int(beat["pid"]) != before
+
+
+def test_a_redis_that_died_is_started_again_with_what_it_held(devices: ThreeDevices) -> None:
+    asked = devices.ask("What is ATP?")["query_id"]
+    eventually(lambda: _recorded(devices, asked), 10, "the question is on the blackboard")
+    [server] = [process for process in devices.a.processes() if process.name() == "redis-server"]
+    devices.ask(UNKNOWN)
+    server.kill()
+    killed = time.monotonic()
+    assert devices.ask("What is ATP?")["answer"] == fact_text(ATP)
+    eventually(lambda: devices.ask("What is ATP?")["recorded"], BACK_S, "answers are recorded again")
+    tell("Redis killed, until answers are recorded again", time.monotonic() - killed)
+    assert _recorded(devices, asked)
+    eventually(lambda: _all_ready(devices), BACK_S, "every heartbeat is back")
+
+
+def _recorded(devices: ThreeDevices, query_id: str) -> bool:
+    with devices.http() as http:
+        return http.get(f"/v1/queries/{query_id}").status_code == 200
+
+
+def _all_ready(devices: ThreeDevices) -> bool:
+    layers = devices.layers()
+    return all(layers[name]["state"] == "ready" for name in ("grain", "bitnet", "cartridge", "kobold"))
+
+
+def test_ray_up_again_starts_all_of_it_anew(devices: ThreeDevices) -> None:
+    before = {name: layer.get("since") for name, layer in devices.layers().items()}
+    began = time.monotonic()
+    devices.ray("up", "-y", "--no-config-cache", "cluster.yaml", seconds=UP_S)
+    tell("ray up over a running cluster", time.monotonic() - began)
+    after = devices.layers()
+    assert _all_ready(devices)
+    assert all(after[name]["since"] != before[name] for name in ("grain", "bitnet", "cartridge", "kobold"))
+    assert devices.ask(UNKNOWN)["layer"] == "kobold"
 
 
 def test_ray_down_leaves_nothing_running_on_any_device(devices: ThreeDevices) -> None:
