@@ -160,7 +160,7 @@ def test_a_redis_that_died_is_started_again_with_what_it_held(devices: ThreeDevi
     assert devices.ask("What is ATP?")["answer"] == fact_text(ATP)
     eventually(lambda: devices.ask("What is ATP?")["recorded"], BACK_S, "answers are recorded again")
     tell("Redis killed, until answers are recorded again", time.monotonic() - killed)
-    assert _recorded(devices, asked)
+    eventually(lambda: _recorded(devices, asked), 10, "what it held is there")
     eventually(lambda: _all_ready(devices), BACK_S, "every heartbeat is back")
 
 
