@@ -40,6 +40,8 @@ from kitbash_ray.types import Message, Query
 KINDS = ("TQ2_0", "Q8_0", "F16")
 #: Tokens that are compared, and decoded a round.
 COMPARED, DECODED = 1000, 200
+#: Tokens of an answer that nearly every example teaches; few teach the rest.
+BEGINNING = 6
 TARGETS = {
     "top1_agreement": (">=", 0.99),
     "decode_speed_vs_q8_0": (">=", 1.5),
@@ -47,14 +49,17 @@ TARGETS = {
 }
 
 
-def held_out_rows(contents: Contents, engine: LlamaCpp, tokenize: Any) -> list[tuple[list[int], int]]:
-    """Prompt and answer of questions as tokens, COMPARED answer tokens in all; with each where the answer begins."""
+def held_out_rows(contents: Contents, engine: LlamaCpp, tokenize: Any, longest: int = 500) -> list[tuple[list[int], int]]:
+    """Prompt and answer of questions as tokens, up to COMPARED answer tokens in all; with each where the answer begins.
+
+    Of an answer there are at most `longest` tokens.
+    """
     texts = {fact.id: fact.text for fact in contents.facts}
     rows, compared = [], 0
     for question in held_out(contents):
         if question.expected and question.expected[0] in texts and compared < COMPARED:
             prompt = engine.tokens((Message("user", question.query),))
-            answer = tokenize(texts[question.expected[0]])[: COMPARED - compared]
+            answer = tokenize(texts[question.expected[0]])[: min(longest, COMPARED - compared)]
             rows.append((prompt + answer, len(prompt) - 1))
             compared += len(answer)
     return rows
@@ -128,8 +133,12 @@ def main() -> None:
     model = options.student / MODEL
     student, vocabulary = read_student(model), read_vocabulary(model)
     layer = open_student(options.student, max_tokens=64)
-    rows = held_out_rows(contents, layer.engine, lambda text: vocabulary.tokens([text])[0])
-    agreed, difference = agreement(model, student, rows)
+
+    def tokenize(text: str) -> list[int]:
+        return vocabulary.tokens([text])[0]
+
+    agreed, difference = agreement(model, student, held_out_rows(contents, layer.engine, tokenize))
+    begun, _ = agreement(model, student, held_out_rows(contents, layer.engine, tokenize, BEGINNING))
     with tempfile.TemporaryDirectory() as folder:
         files = {kind: Path(folder) / f"{kind}.gguf" for kind in KINDS}
         for kind, path in files.items():
@@ -163,6 +172,7 @@ def main() -> None:
     answerable, others = scores.right + scores.wrong + scores.declined, scores.refused + scores.answered
     metrics = {
         "top1_agreement": round(agreed, 4),
+        "top1_agreement_of_beginnings": round(begun, 4),
         "largest_logit_difference": round(difference, 3),
         "decode_speed_vs_q8_0": round(speeds["TQ2_0"] / speeds["Q8_0"], 3),
         "decode_speed_vs_f16": round(speeds["TQ2_0"] / speeds["F16"], 3),

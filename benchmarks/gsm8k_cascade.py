@@ -1,7 +1,7 @@
 """A cascade on recorded answers: accept a weak model's answer after checking its working, or pay for a strong one?
 
 RouteLLM's GSM8K records hold each question with the texts and the correctness of Mixtral-8x7B and
-GPT-4. A logistic regression over `knowledge.working` (the question and the weak answer; nothing of
+GPT-4. A logistic regression over `working.py` (the question and the weak answer; nothing of
 the strong one) is fitted on one half of the questions and says on the other who answers. APGR as
 RouteLLM computes it: the area under accuracy over the share of strong calls, the strong call
 thresholds at the deciles of the scores, 0 for always weak, 1 for always strong in the mean.
@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import finish, print_table
+from benchmarks.working import final, measure, sums
 from kitbash_ray.bounds import lowest_threshold
-from kitbash_ray.knowledge.working import final, measure, sums
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

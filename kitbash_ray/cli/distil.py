@@ -68,7 +68,7 @@ def _distil(settings: Settings, folder: Path, steps: int | None, resume: bool) -
 
     contents = Library(settings.cartridges_dir).load()
     for problem in contents.problems:
-        errors.print(f"[yellow]left out:[/] {problem}", soft_wrap=True, markup=False)
+        errors.print(f"left out: {problem}", soft_wrap=True, markup=False)
     recipe = replace(Recipe(), steps=steps) if steps else Recipe()
     corpus = load_corpus(contents, alike_words)
     with progress_bar("reading the ways to ask") as report:

@@ -112,11 +112,11 @@ def open_bitnet(settings: Settings, calibration: Calibration) -> BitnetLayer:
 
 
 def open_student(folder: Path, *, max_tokens: int, fit: LayerCalibration | None = None) -> StudentLayer:
-    """The student in `folder`. Its name has the hash of what it was taught: another one has another calibration.
+    """The student in `folder`.
 
     Raises ModelError when it cannot be loaded.
     """
-    return student_layer(folder, f"student-{read_manifest(folder).data[:8]}", max_tokens=max_tokens, fit=fit)
+    return student_layer(folder, read_manifest(folder).name, max_tokens=max_tokens, fit=fit)
 
 
 def student_layer(folder: Path, name: str, *, max_tokens: int, fit: LayerCalibration | None = None) -> StudentLayer:

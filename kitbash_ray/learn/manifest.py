@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,12 @@ class Manifest(Struct, frozen=True):
     recipe: Recipe
     scores: Scores
     facts: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The model's name with a hash of what it was taught and how: another student has another calibration."""
+        made_of = self.data.encode() + msgspec.json.encode(self.recipe)
+        return f"student-{hashlib.blake2b(made_of, digest_size=4).hexdigest()}"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -85,3 +85,11 @@ def test_a_question_that_could_cost_too_much_is_not_sent(http: httpx.Client) -> 
     reply = http.post("/v1/chat/completions", json=dear)
     assert reply.status_code == 400
     assert "one question may cost" in reply.json()["error"]["message"]
+
+
+def test_tools_go_to_the_engine_that_can_call_them(http: httpx.Client) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    told = http.post("/v1/chat/completions", json={"model": "kitbash", "tools": [tool], **CHAT}).json()
+    path = {step["layer"]: step for step in told["kitbash"]["path"]}
+    assert told["kitbash"]["layer"] == "cloud"
+    assert "cannot call tools" in path["kobold"]["reason"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -93,6 +94,20 @@ def test_a_question_that_an_actor_dies_under_goes_on_to_the_next_layer(cluster: 
     assert outcomes["cartridge"] in ("failed", "timeout")
     assert (answer.status, answer.layer) == ("answered", "kobold")
     eventually(lambda: _new_pid(cluster, "cartridge", pid), BACK_S + SLACK_S, "the actor is back")
+
+
+def test_an_engine_that_is_killed_while_it_writes_ends_the_stream_with_the_reason(cluster: Cluster) -> None:
+    pid = cluster.pid("kobold")
+    chat = {"model": "kitbash/kobold", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3000, "stream": True}
+    with cluster.http() as http, http.stream("POST", "/v1/chat/completions", json=chat) as reply:
+        lines = reply.iter_lines()
+        next(line for line in lines if '"content": "' in line and '"content": ""' not in line)
+        os.kill(pid, signal.SIGKILL)
+        said = [line for line in lines if line]
+    error = json.loads(said[-2].removeprefix("data: "))["error"]
+    assert "the kobold actor is gone" in error["message"]
+    assert said[-1] == "data: [DONE]"
+    eventually(lambda: _new_pid(cluster, "kobold", pid), BACK_S + SLACK_S, "the actor is back")
 
 
 @pytest.mark.parametrize(("layer", "answers"), [("bitnet", "kobold"), ("cartridge", "kobold"), ("kobold", None)])

@@ -36,7 +36,6 @@ FLOORS: list[set[str]] = [
         "knowledge.text",
         "knowledge.quantities",
         "knowledge.evidence",
-        "knowledge.working",
     },
     {
         "blackboard",
@@ -73,7 +72,6 @@ PURE = {
     "knowledge.text",
     "knowledge.quantities",
     "knowledge.evidence",
-    "knowledge.working",
 }
 
 

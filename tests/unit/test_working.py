@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kitbash_ray.knowledge.working import FEATURES, evaluate, final, measure, sums
+from benchmarks.working import FEATURES, evaluate, final, measure, sums
 
 QUESTION = "A baker fills 6 trays with 15 rolls each and sells 70 rolls. How many rolls are left?"
 GOOD = "There are 6 * 15 = <<6*15=90>>90 rolls.\nAfter the sale 90 - 70 = <<90-70=20>>20 rolls are left.\n#### 20"
