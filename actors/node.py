@@ -57,7 +57,7 @@ def start_head(devices: Devices, tell: Tell) -> Running:
     if not device.head:
         raise ClusterError(f"This machine is not the head, {devices.head.address} is: `kitbash node worker` starts this one.")
     settings = cluster_settings(devices)
-    if found := running(settings):
+    if (found := running(settings)) and found.role == "head":
         tell("already running")
         return found
     local.down(settings, tell)
