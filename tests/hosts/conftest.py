@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -86,6 +87,24 @@ class ThreeDevices:
         login = ["ssh", "-i", str(self.bed.key), *options, f"root@{host.address}"]
         quoted = "cd kitbash && " + " ".join(command)
         return subprocess.run([*login, quoted], capture_output=True, text=True, timeout=180, check=False)
+
+    def inside(self, host: Host, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as if at the keyboard of a host, whose link may be cut."""
+        [sshd] = psutil.Process(host.init.pid).children()
+        enter = [
+            "nsenter",
+            "-t",
+            str(sshd.pid),
+            "-n",
+            "-p",
+            "-m",
+            "-u",
+            "env",
+            "-i",
+            f"HOME={self.bed.home}",
+            "PATH=/usr/bin:/bin",
+        ]
+        return subprocess.run([*enter, "bash", "-c", command], capture_output=True, text=True, timeout=180, check=False)
 
     def http(self) -> httpx.Client:
         token = (self.a.files / "home/.local/state/kitbash/token").read_text()

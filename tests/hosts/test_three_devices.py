@@ -128,11 +128,20 @@ def test_a_device_that_was_cut_off_is_used_again(devices: ThreeDevices) -> None:
         assert devices.ask("What is ATP?")["answer"] == fact_text(ATP)
         assert devices.layers()["kobold"]["state"] == "gone"
         threading.Event().wait(max(0.0, CUT_S - (time.monotonic() - began)))  # the fault lasts as long as it is said to
+        assert {"device", "resource"} <= _wrong(devices, devices.a)
+        assert "port of Ray" in _wrong(devices, devices.c)
     finally:
         devices.c.restore()
     restored = time.monotonic()
     eventually(lambda: devices.ask(UNKNOWN)["layer"] == "kobold", BACK_S + KOBOLD_TIMEOUT_MS / 1000, "layer 4 answers again")
     tell(f"link of device C restored after {CUT_S:.0f} s, until layer 4 answers", time.monotonic() - restored)
+
+
+def _wrong(devices: ThreeDevices, host: Host) -> set[str]:
+    """What the doctor on a host, cut off or not, finds wrong there."""
+    done = devices.inside(host, "cd ~/kitbash && .venv/bin/kitbash doctor --json")
+    assert done.returncode == 1, done.stdout + done.stderr
+    return {finding["check"] for finding in json.loads(done.stdout)["findings"] if not finding["ok"]}
 
 
 def test_ray_that_died_on_a_device_is_started_again(devices: ThreeDevices) -> None:
