@@ -29,7 +29,7 @@ from kitbash_ray.direct import Direct, cascade_over
 from kitbash_ray.engines.llama_cpp import LlamaCpp, load_gguf
 from kitbash_ray.evaluation import Judged, Score, judge, score
 from kitbash_ray.knowledge.library import Contents, Library
-from kitbash_ray.layers.bitnet import SHIPPED, open_student
+from kitbash_ray.layers.bitnet import EXACT, SHIPPED, open_student
 from kitbash_ray.learn.exam import examine
 from kitbash_ray.learn.export import export, read_student, read_vocabulary
 from kitbash_ray.learn.manifest import MODEL
@@ -65,9 +65,12 @@ def held_out_rows(contents: Contents, engine: LlamaCpp, tokenize: Any, longest: 
     return rows
 
 
-def agreement(model: Path, student: Student, rows: Sequence[tuple[list[int], int]]) -> tuple[float, float]:
-    """The share of tokens on which both say the same next one, and the largest difference of a logit there."""
-    llama = load_gguf(model, n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True)
+def agreement(model: Path, student: Student, rows: Sequence[tuple[list[int], int]], **cache: int) -> tuple[float, float]:
+    """The share of tokens on which both say the same next one, and the largest difference of a logit there.
+
+    `cache` are the types of llama.cpp's keys and values, 16 bits without.
+    """
+    llama = load_gguf(model, n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True, **cache)
     same, worst = [], 0.0
     for row, start in rows:
         llama.reset()
@@ -137,8 +140,10 @@ def main() -> None:
     def tokenize(text: str) -> list[int]:
         return vocabulary.tokens([text])[0]
 
-    agreed, difference = agreement(model, student, held_out_rows(contents, layer.engine, tokenize))
-    begun, _ = agreement(model, student, held_out_rows(contents, layer.engine, tokenize, BEGINNING))
+    whole = held_out_rows(contents, layer.engine, tokenize)
+    agreed, difference = agreement(model, student, whole, **EXACT)
+    rounded, _ = agreement(model, student, whole)
+    begun, _ = agreement(model, student, held_out_rows(contents, layer.engine, tokenize, BEGINNING), **EXACT)
     with tempfile.TemporaryDirectory() as folder:
         files = {kind: Path(folder) / f"{kind}.gguf" for kind in KINDS}
         for kind, path in files.items():
@@ -172,6 +177,7 @@ def main() -> None:
     answerable, others = scores.right + scores.wrong + scores.declined, scores.refused + scores.answered
     metrics = {
         "top1_agreement": round(agreed, 4),
+        "top1_agreement_16_bit_cache": round(rounded, 4),
         "top1_agreement_of_beginnings": round(begun, 4),
         "largest_logit_difference": round(difference, 3),
         "decode_speed_vs_q8_0": round(speeds["TQ2_0"] / speeds["Q8_0"], 3),

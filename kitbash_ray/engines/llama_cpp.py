@@ -75,10 +75,19 @@ class LlamaCpp:
         gpu_layers: int = 0,
         most_waiting: int = 64,
         name: str | None = None,
+        **parameters: Any,
     ) -> None:
-        """Load `model`, named by its file without `name`. Raises ModelError when that does not work."""
+        """Load `model`, named by its file without `name`; `parameters` are more of `llama_cpp.Llama`'s.
+
+        Raises ModelError when that does not work.
+        """
         self._llama = load_gguf(
-            model, n_ctx=context_tokens, n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers
+            model,
+            n_ctx=context_tokens,
+            n_threads=threads,
+            n_threads_batch=threads,
+            n_gpu_layers=gpu_layers,
+            **parameters,
         )
         self.name = name or model.stem
         self._window = int(self._llama.n_ctx())
