@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kitbash_ray.config import Settings, child_environment, ray_auth
-from kitbash_ray.doctor import Facts, Seen, look
+from kitbash_ray.doctor import CONNECT_S, Facts, Seen, look
 from kitbash_ray.errors import ClusterError
 
 #: A node starts a process for this, and imports; then it is asked again, for its clock.
@@ -28,6 +29,11 @@ ANSWER_S, ASK_ALL_S = 30.0, 120.0
 
 def see(settings: Settings, address: str) -> Seen:
     """What all nodes say. Raises ClusterError when Ray does not answer on this machine."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()  # Ray itself would try for minutes
+    except OSError as error:
+        raise ClusterError(f"Nothing takes connections at {address}: {error}") from error
     try:
         done = subprocess.run(
             [sys.executable, "-m", "actors.checkup", address],
