@@ -1,12 +1,12 @@
-# make demo | test | lint | setup | lock | help
+# make demo | test | test-hosts | lint | setup | lock | help
 PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock
+.PHONY: help setup demo test test-hosts lint lock
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/ready  ## set everything up in .venv
 
@@ -18,6 +18,9 @@ demo: .venv/ready  ## start the cluster and ask eight questions
 
 test: .venv/ready  ## run every test
 	@$(BIN)/python -m pytest
+
+test-hosts: .venv/ready  ## Kitbash on three simulated hosts; needs root
+	@$(BIN)/python -m pytest -m hosts tests/hosts -s
 
 lint: .venv/ready  ## ruff and mypy
 	@$(BIN)/ruff check .

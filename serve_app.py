@@ -38,6 +38,8 @@ from kitbash_ray.token import ensure_token
 from kitbash_ray.types import LAYER_NUMBERS, Answer, Event, Query, encode
 
 APP_NAME = "kitbash"
+#: What a replica takes of its device's resource, where it is pinned.
+REPLICA_SHARE = 0.001
 QUERY_ID = re.compile(r"q_[0-9a-f]{16}", re.ASCII)
 QUERY_PATH = {"parameters": [{"name": "query_id", "in": "path", "required": True, "schema": {"type": "string"}}]}
 #: A place in the feed: the id of a Redis stream entry, or `$` for now.
@@ -233,13 +235,13 @@ class FrontDoor:
         await asyncio.sleep(0)
 
 
-def build(settings: Settings) -> serve.Application:
-    """The application with these settings."""
+def build(settings: Settings, resource: str | None = None) -> serve.Application:
+    """The application with these settings, on the device that has `resource`: layer 0 maps its index there."""
     deployment = serve.deployment(
         name="FrontDoor",
         num_replicas=settings.kitbash_replicas,
         max_ongoing_requests=settings.kitbash_max_in_flight + 64,  # the gate refuses before Serve queues
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": {resource: REPLICA_SHARE} if resource else {}},
         health_check_period_s=5,
         graceful_shutdown_timeout_s=5,
     )(FrontDoor)

@@ -2,7 +2,7 @@
 and the front door. Started, found again and ended here.
 
 Every process that is started inherits KITBASH_CLUSTER_ID, so `down` ends all of them, HAProxy
-included, and nothing that belongs to somebody else. Not here: several machines (cluster.yaml).
+included, and nothing that belongs to somebody else. Not here: several machines (node.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -52,19 +52,19 @@ def up(settings: Settings, tell: Tell) -> Running:
     Raises ClusterError (a port is taken, a process does not come up) after ending what it began.
     """
     if found := running(settings):
-        if _answers(found.url, 5):
+        if answers(found.url, 5):
             tell(f"already running since {time.strftime('%H:%M:%S', time.localtime(found.started_at))}")
             return _with_redis(settings, found, tell)
         tell("the last cluster does not answer any more; ending what is left of it")
     down(settings, tell)
-    _refuse_taken_ports(settings)
+    refuse_taken_ports(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     ensure_token(settings)
     cluster_id = secrets.token_hex(8)
     try:
         return _start(settings, cluster_id, tell)
     except BaseException:  # also Ctrl-C: nothing half-started stays
-        _end(cluster_id, read_record(settings), tell)
+        end_processes(cluster_id, read_record(settings), tell)
         record_file(settings).unlink(missing_ok=True)
         raise
 
@@ -72,7 +72,7 @@ def up(settings: Settings, tell: Tell) -> Running:
 def _with_redis(settings: Settings, found: Running, tell: Tell) -> Running:
     """A running cluster whose private Redis died gets it back."""
     server = RedisServer(settings.state_dir)
-    if found.redis_pid is None or server.running():
+    if found.role != "alone" or found.redis_pid is None or server.running():
         return found
     tell("its Redis is gone; starting it again")
     again = replace(found, redis_pid=server.start(child_environment(**{CLUSTER_MARK: found.id})))
@@ -85,14 +85,14 @@ def down(settings: Settings, tell: Tell) -> bool:
     found = read_record(settings)
     if found is None:
         return False
-    ended = _end(found.id, found, tell)
+    ended = end_processes(found.id, found, tell)
     _forget_address(found)
     record_file(settings).unlink(missing_ok=True)
     return ended > 0
 
 
 def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
-    environment = child_environment(**_environment(cluster_id))
+    environment = child_environment(**ray_environment(cluster_id))
     redis_pid = None
     if settings.embedded_redis:
         tell("starting Redis")
@@ -112,24 +112,24 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
         started_at=time.time(),
     )
     write_record(settings, found)  # before it is up, so that whatever happens can be ended
-    launcher = _spawn_launcher(settings, found, environment)  # it imports Ray while Ray starts
+    launcher = spawn_launcher(settings, found, environment)  # it imports Ray while Ray starts
     try:
         with ThreadPoolExecutor(1) as aside:
-            indexed = aside.submit(_index, settings, tell)
-            _wait_for_ray(settings, process)
+            indexed = aside.submit(index_cartridges, settings, tell)
+            wait_for_ray(settings, process)
             indexed.result()
-        _deploy(settings, launcher, tell)
+        deploy(settings, launcher, tell)
     finally:
         launcher.kill()
         launcher.wait()
-    if not _answers(found.url, FRONT_DOOR_S):
+    if not answers(found.url, FRONT_DOOR_S):
         raise ClusterError(
             f"The front door does not answer at {found.url}; the logs are in /tmp/ray/session_latest/logs/serve."
         )
     return found
 
 
-def _index(settings: Settings, tell: Tell) -> None:
+def index_cartridges(settings: Settings, tell: Tell) -> None:
     """Index the cartridges while Ray starts: the first time takes minutes, and an actor shows nothing of it."""
     told = time.monotonic()
 
@@ -142,7 +142,7 @@ def _index(settings: Settings, tell: Tell) -> None:
     open_builder(settings).build(progress)
 
 
-def _environment(cluster_id: str) -> dict[str, str]:
+def ray_environment(cluster_id: str) -> dict[str, str]:
     """What Ray's processes need: the mark, HAProxy mode, and ports and paths of their own."""
     folder = Path("/tmp") / f"kitbash-{cluster_id}"  # short: it holds a Unix socket
     http_port = free_port()
@@ -178,7 +178,7 @@ def _spawn_ray(settings: Settings, environment: dict[str, str], port: int) -> su
         "num-cpus": str(os.cpu_count() or 1),
     }  # fmt: skip
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    with _ray_log(settings).open("wb") as output:
+    with ray_log(settings).open("wb") as output:
         return subprocess.Popen(
             command + [f"--{name}={value}" for name, value in options.items()],
             env=environment,
@@ -190,9 +190,9 @@ def _spawn_ray(settings: Settings, environment: dict[str, str], port: int) -> su
         )
 
 
-def _wait_for_ray(settings: Settings, process: subprocess.Popen[bytes]) -> None:
-    log = _ray_log(settings)
-    end = time.monotonic() + RAY_START_S
+def wait_for_ray(settings: Settings, process: subprocess.Popen[bytes], seconds: float = RAY_START_S) -> None:
+    log = ray_log(settings)
+    end = time.monotonic() + seconds
     while "Ray runtime started" not in log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > end:
             tail = " ".join(log.read_text(errors="replace").split()[-40:])
@@ -200,15 +200,20 @@ def _wait_for_ray(settings: Settings, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.1)
 
 
-def _ray_log(settings: Settings) -> Path:
+def ray_log(settings: Settings) -> Path:
     return settings.state_dir / "ray.log"
 
 
-def _spawn_launcher(settings: Settings, found: Running, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Begin a process that starts actors and front door once it is given the settings, and then goes away."""
+def spawn_launcher(
+    settings: Settings, found: Running, environment: dict[str, str], resources: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Begin a process that starts actors and front door once it is given the settings, and then goes away.
+
+    `resources` are those that devices have or will have; see actors.launch.
+    """
     with _launch_log(settings).open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "actors.launch", found.address, str(settings.kitbash_port)],
+            [sys.executable, "-m", "actors.launch", found.address, str(settings.kitbash_port), *resources],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -216,7 +221,7 @@ def _spawn_launcher(settings: Settings, found: Running, environment: dict[str, s
         )
 
 
-def _deploy(settings: Settings, process: subprocess.Popen[bytes], tell: Tell) -> None:
+def deploy(settings: Settings, process: subprocess.Popen[bytes], tell: Tell) -> None:
     """Let the launcher do its work, and tell what it says."""
     assert process.stdin
     assert process.stdout
@@ -239,7 +244,7 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "no reason given"
 
 
-def _refuse_taken_ports(settings: Settings) -> None:
+def refuse_taken_ports(settings: Settings) -> None:
     for port, name in ((settings.kitbash_port, "KITBASH_PORT"), (settings.kitbash_dashboard_port, "KITBASH_DASHBOARD_PORT")):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -259,7 +264,7 @@ def _holder(port: int) -> str:
     return ""
 
 
-def _answers(url: str, seconds: float) -> bool:
+def answers(url: str, seconds: float) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with suppress(httpx.HTTPError):
@@ -269,7 +274,7 @@ def _answers(url: str, seconds: float) -> bool:
     return False
 
 
-def _end(cluster_id: str, found: Running | None, tell: Tell) -> int:
+def end_processes(cluster_id: str, found: Running | None, tell: Tell) -> int:
     """Terminate the cluster's processes, kill what does not go. Returns how many there were."""
     ours = _processes(cluster_id, found)
     if not ours:

@@ -7,7 +7,7 @@ may call it. A resource that no node has pins nothing: the actor runs anywhere, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,12 @@ def placements(settings: Settings) -> list[Placement]:
     return wanted
 
 
-def start_actors(settings: Settings) -> dict[str, Any]:
-    """Handles of all wanted actors, started where they do not run yet. Does not wait for them."""
-    available = ray.cluster_resources()  # type: ignore[no-untyped-call]
+def start_actors(settings: Settings, promised: Collection[str] = ()) -> dict[str, Any]:
+    """Handles of all wanted actors, started where they do not run yet. Does not wait for them.
+
+    `promised` are resources of devices that may be away now: their actors wait for them.
+    """
+    available = {*ray.cluster_resources(), *promised}  # type: ignore[no-untyped-call]
     handles = {}
     for place in placements(settings):
         pinned = {place.resource: SHARE} if place.resource in available else {}
@@ -69,15 +72,15 @@ def start_actors(settings: Settings) -> dict[str, Any]:
     return handles
 
 
-def wait_ready(handles: dict[str, Any], tell: Callable[[str, str], None]) -> None:
+def wait_ready(handles: dict[str, Any], tell: Callable[[str, str], None], seconds: float = START_S) -> None:
     """Return when every actor serves; `tell(name, what)` hears of each as it comes up.
 
-    Raises ray.exceptions.GetTimeoutError after START_S seconds.
+    Raises ray.exceptions.GetTimeoutError when nothing new has come up for that many seconds.
     """
     calls = {handle.ready.remote(): name for name, handle in handles.items()}
     waiting = list(calls)
     while waiting:
-        done, waiting = ray.wait(waiting, timeout=START_S)
+        done, waiting = ray.wait(waiting, timeout=seconds)
         if not done:
             raise ray.exceptions.GetTimeoutError(f"still starting: {', '.join(calls[call] for call in waiting)}")
         for call in done:

@@ -31,6 +31,8 @@ PREFIX = "kitbash:"
 FEED = PREFIX + "feed"
 #: Ids of questions that were called off, for the front-door replica that works on them; no key, nothing stays.
 CALLED_OFF = PREFIX + "called-off"
+#: Published by the head of several devices when it is stopped: the others end, too.
+DOWN = PREFIX + "down"
 #: Seconds between two heartbeats, and after how many missed ones an actor counts as gone.
 HEARTBEAT_S, HEARTBEATS_MISSED = 1.0, 3
 RECORD_SCRIPT = Path(__file__).with_name("record.lua")

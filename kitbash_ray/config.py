@@ -134,6 +134,7 @@ class Settings(BaseSettings):
     kitbash_host: str = Field("127.0.0.1", description="Address the front door is reached at")
     kitbash_port: Port = Field(8000, description="Port of the front door")
     kitbash_dashboard_port: Port = Field(8265, description="Port of the Ray dashboard")
+    kitbash_ray_port: Port = Field(6380, description="Port of Ray on the head of several devices; Redis has REDIS_PORT there")
     kitbash_url: str | None = Field(
         None, description="Front door that the CLI and the client talk to; unset: the one `kitbash up` started"
     )
@@ -271,8 +272,12 @@ def ray_auth() -> str:
     """
     if mode := os.environ.get("RAY_AUTH_MODE"):
         return mode.lower()
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
-    return "token" if os.environ.get("RAY_AUTH_TOKEN") or Path(path).exists() else "disabled"
+    return "token" if os.environ.get("RAY_AUTH_TOKEN") or ray_token_file().exists() else "disabled"
+
+
+def ray_token_file() -> Path:
+    """Where Ray looks for its token."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def started_by_up() -> bool:

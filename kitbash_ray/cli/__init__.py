@@ -10,7 +10,22 @@ import sys
 
 import typer
 
-from kitbash_ray.cli import ask, calibrate, cartridge, chat, cluster, demo, distil, evaluate, exits, key, models, record
+from kitbash_ray.cli import (
+    ask,
+    calibrate,
+    cartridge,
+    chat,
+    cluster,
+    demo,
+    distil,
+    doctor,
+    evaluate,
+    exits,
+    key,
+    models,
+    node,
+    record,
+)
 from kitbash_ray.cli.console import errors
 from kitbash_ray.errors import KitbashError
 
@@ -27,6 +42,7 @@ app = typer.Typer(
 app.command()(cluster.up)
 app.command()(cluster.down)
 app.command()(cluster.status)
+app.command()(doctor.doctor)
 app.command()(ask.ask)
 app.command()(chat.chat)
 app.command()(cluster.feed)
@@ -41,6 +57,7 @@ app.command()(demo.demo)
 app.add_typer(cartridge.app, name="cartridge")
 app.add_typer(key.app, name="key")
 app.add_typer(models.app, name="models")
+app.add_typer(node.app, name="node")
 
 
 @app.callback(invoke_without_command=True)

@@ -13,7 +13,7 @@ from kitbash_ray.cli.console import errors, output, start_log
 from kitbash_ray.cli.tables import event_line, layers_table
 from kitbash_ray.client import Kitbash
 from kitbash_ray.config import Settings, load_settings, ray_auth
-from kitbash_ray.errors import NotRunning
+from kitbash_ray.errors import ClusterError, NotRunning
 from kitbash_ray.state import Running, read_record
 from kitbash_ray.token import token_file
 from kitbash_ray.types import encode
@@ -77,6 +77,8 @@ def down() -> None:
     from actors import cluster
 
     settings = load_settings()
+    if (found := read_record(settings)) and found.role != "alone":
+        raise ClusterError("This is one device of several: `ray down cluster.yaml` ends all, `kitbash node stop` this one.")
     if cluster.down(settings, lambda what: errors.print(what)):
         output.print("down")
     else:

@@ -20,7 +20,7 @@ READS_ENVIRONMENT = "kitbash_ray.config"
 KEY_TABLE = "kitbash_ray.blackboard"
 
 #: Run with `python -m`; it stands above everything, whatever folder it lies in.
-PROGRAMS = {"actors.launch"}
+PROGRAMS = {"actors.launch", "actors.keeper"}
 
 #: Floors of the library, the lowest first: a module imports from its own floor or from below.
 FLOORS: list[set[str]] = [
@@ -46,6 +46,7 @@ FLOORS: list[set[str]] = [
         "token",
         "keys",
         "state",
+        "devices",
         "render",
         "knowledge",
         "engines",
@@ -56,7 +57,7 @@ FLOORS: list[set[str]] = [
         "learn.manifest",
         "learn.recipe",
     },
-    {"questions", "cascade", "layers", "gate", "asgi", "report", "replay"},
+    {"questions", "cascade", "layers", "gate", "asgi", "report", "replay", "doctor"},
     {"evaluation", "fitting", "plots", "learn"},
     {"direct", "testing", "tiny_model"},
     {"client"},

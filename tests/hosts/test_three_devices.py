@@ -1,0 +1,206 @@
+"""Three devices as a person has them: started over ssh, asked, broken and ended. In this order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tests.cluster.harness import ATP, UNKNOWN, eventually, fact_text
+
+from .bed import Host
+from .conftest import DOWN_S, KOBOLD_TIMEOUT_MS, UP_S, ThreeDevices
+
+#: Everything here shares the two or more cores of one machine.
+SLACK_S = 20.0
+#: How long the cable of a device is out.
+CUT_S = 60.0
+BACK_S = 60.0
+#: Layer 2 answers it from two facts; no grain does.
+TWO_FACTS = "What is the default port of Redis and of the Ray dashboard?"
+
+
+@dataclass
+class Asked:
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+
+
+@contextmanager
+def asking(devices: ThreeDevices, question: str) -> Iterator[Asked]:
+    """Somebody asks `question` at device A again and again meanwhile."""
+    asked, enough = Asked(), threading.Event()
+
+    def ask() -> None:
+        while not enough.wait(0.1):
+            try:
+                asked.answers.append(devices.ask(question))
+            except httpx.HTTPError as error:
+                asked.errors.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        enough.set()
+        thread.join(60)
+
+
+def outcomes(answer: dict[str, Any]) -> dict[str, str]:
+    return {step["layer"]: step["outcome"] for step in answer["path"]}
+
+
+def tell(what: str, seconds: float) -> None:
+    print(f"measured: {what}: {seconds:.1f} s", flush=True)
+
+
+def test_each_layer_runs_on_the_device_it_is_pinned_to(devices: ThreeDevices) -> None:
+    tell("ray up, on hosts that are set up, until every layer is ready", devices.took_s)
+    layers = devices.layers()
+    nodes = {name: layers[name].get("node") for name in ("grain", "bitnet", "cartridge", "kobold")}
+    assert nodes == {"grain": "device-a", "bitnet": "device-b", "cartridge": "device-b", "kobold": "device-c"}
+    assert {layers[name]["state"] for name in nodes} == {"ready"}
+
+
+def test_a_question_at_device_a_is_answered_by_layer_4_on_device_c(devices: ThreeDevices) -> None:
+    answer = devices.ask(UNKNOWN)
+    assert (answer["status"], answer["layer"]) == ("answered", "kobold")
+    assert answer["recorded"] is True
+
+
+def test_layer_2_on_device_b_answers(devices: ThreeDevices) -> None:
+    answer = devices.ask(TWO_FACTS)
+    assert (answer["status"], answer["layer"]) == ("answered", "cartridge")
+    assert len(answer["sources"]) >= 2
+
+
+def test_ray_and_redis_refuse_whoever_does_not_know_their_secrets(devices: ThreeDevices) -> None:
+    pinged = devices.on(devices.b, f".venv/bin/python -c \"import redis; redis.Redis('{devices.a.address}').ping()\"")
+    assert "AuthenticationError" in pinged.stderr
+    command = f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN={'0' * 64} .venv/bin/ray status --address {devices.a.address}:6380"
+    assert devices.on(devices.b, command).returncode != 0
+
+
+def test_the_doctor_finds_three_healthy_devices(devices: ThreeDevices) -> None:
+    done = devices.on(devices.a, ".venv/bin/kitbash doctor --json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    assert {finding["node"] for finding in findings} >= {"device-a", "device-b", "device-c"}
+
+
+def test_a_killed_actor_comes_back_and_questions_go_on_meanwhile(devices: ThreeDevices) -> None:
+    before = int(devices.layers()["kobold"]["pid"])
+    with asking(devices, "What is ATP?") as known, asking(devices, UNKNOWN) as unknown:
+        eventually(lambda: known.answers and unknown.answers, 30, "both are answered")
+        os.kill(devices.c.outside_pid(before), signal.SIGKILL)
+        killed = time.monotonic()
+        eventually(lambda: _serves_anew(devices, before), BACK_S, "layer 4 is back")
+        tell("kobold killed, until its heartbeat comes from a new process", time.monotonic() - killed)
+        eventually(lambda: unknown.answers and unknown.answers[-1]["layer"] == "kobold", BACK_S, "it answers")
+        tell("kobold killed, until it answers", time.monotonic() - killed)
+    assert known.errors == unknown.errors == []
+    assert {answer["answer"] for answer in known.answers} == {fact_text(ATP)}
+
+
+def _serves_anew(devices: ThreeDevices, before: int) -> bool:
+    beat = devices.layers()["kobold"]
+    return beat["state"] == "ready" and int(beat["pid"]) != before
+
+
+def test_a_device_that_was_cut_off_is_used_again(devices: ThreeDevices) -> None:
+    devices.c.cut()
+    try:
+        began = time.monotonic()
+        answer = devices.ask(UNKNOWN)
+        took = time.monotonic() - began
+        tell(f"a question for layer 4 while its device is cut off, its timeout being {KOBOLD_TIMEOUT_MS / 1000:.0f} s", took)
+        assert outcomes(answer)["kobold"] in ("timeout", "failed")
+        assert took < KOBOLD_TIMEOUT_MS / 1000 + SLACK_S
+        assert devices.ask("What is ATP?")["answer"] == fact_text(ATP)
+        assert devices.layers()["kobold"]["state"] == "gone"
+        threading.Event().wait(max(0.0, CUT_S - (time.monotonic() - began)))  # the fault lasts as long as it is said to
+        assert {"device", "resource"} <= _wrong(devices, devices.a)
+        assert "port of Ray" in _wrong(devices, devices.c)
+    finally:
+        devices.c.restore()
+    restored = time.monotonic()
+    eventually(lambda: devices.ask(UNKNOWN)["layer"] == "kobold", BACK_S + KOBOLD_TIMEOUT_MS / 1000, "layer 4 answers again")
+    tell(f"link of device C restored after {CUT_S:.0f} s, until layer 4 answers", time.monotonic() - restored)
+
+
+def _wrong(devices: ThreeDevices, host: Host) -> set[str]:
+    """What the doctor on a host, cut off or not, finds wrong there."""
+    done = devices.inside(host, "cd ~/kitbash && .venv/bin/kitbash doctor --json")
+    assert done.returncode == 1, done.stdout + done.stderr
+    return {finding["check"] for finding in json.loads(done.stdout)["findings"] if not finding["ok"]}
+
+
+def test_ray_that_died_on_a_device_is_started_again(devices: ThreeDevices) -> None:
+    [raylet] = [process for process in devices.b.processes() if process.name() == "raylet"]
+    before = int(devices.layers()["cartridge"]["pid"])
+    raylet.kill()
+    killed = time.monotonic()
+    eventually(lambda: _is_back(devices, "cartridge", before), BACK_S * 2, "layer 2 is back")
+    tell("raylet of device B killed, until layer 2 is ready", time.monotonic() - killed)
+    assert devices.layers()["cartridge"]["node"] == "device-b"
+
+
+def _is_back(devices: ThreeDevices, layer: str, before: int) -> bool:
+    beat = devices.layers()[layer]
+    return beat["state"] == "ready" and int(beat["pid"]) != before
+
+
+def test_a_redis_that_died_is_started_again_with_what_it_held(devices: ThreeDevices) -> None:
+    asked = devices.ask("What is ATP?")["query_id"]
+    eventually(lambda: _recorded(devices, asked), 10, "the question is on the blackboard")
+    [server] = [process for process in devices.a.processes() if process.name() == "redis-server"]
+    devices.ask(UNKNOWN)
+    server.kill()
+    killed = time.monotonic()
+    assert devices.ask("What is ATP?")["answer"] == fact_text(ATP)
+    eventually(lambda: devices.ask("What is ATP?")["recorded"], BACK_S, "answers are recorded again")
+    tell("Redis killed, until answers are recorded again", time.monotonic() - killed)
+    eventually(lambda: _recorded(devices, asked), 10, "what it held is there")
+    eventually(lambda: _all_ready(devices), BACK_S, "every heartbeat is back")
+
+
+def _recorded(devices: ThreeDevices, query_id: str) -> bool:
+    with devices.http() as http:
+        return http.get(f"/v1/queries/{query_id}").status_code == 200
+
+
+def _all_ready(devices: ThreeDevices) -> bool:
+    layers = devices.layers()
+    return all(layers[name]["state"] == "ready" for name in ("grain", "bitnet", "cartridge", "kobold"))
+
+
+def test_ray_up_again_starts_all_of_it_anew(devices: ThreeDevices) -> None:
+    before = {name: layer.get("since") for name, layer in devices.layers().items()}
+    began = time.monotonic()
+    devices.ray("up", "-y", "--no-config-cache", "cluster.yaml", seconds=UP_S)
+    tell("ray up over a running cluster", time.monotonic() - began)
+    after = devices.layers()
+    assert _all_ready(devices)
+    assert all(after[name]["since"] != before[name] for name in ("grain", "bitnet", "cartridge", "kobold"))
+    assert devices.ask(UNKNOWN)["layer"] == "kobold"
+
+
+def test_ray_down_leaves_nothing_running_on_any_device(devices: ThreeDevices) -> None:
+    began = time.monotonic()
+    devices.ray("down", "-y", "cluster.yaml", seconds=DOWN_S)
+    for host in (devices.a, devices.b, devices.c):
+        eventually(lambda host=host: not _left(host), DOWN_S, f"{host.name} is empty")
+        tell(f"ray down, until {host.name} is empty", time.monotonic() - began)
+
+
+def _left(host: Host) -> list[str]:
+    return [f"{process.name()} ({process.pid})" for process in host.processes()]
