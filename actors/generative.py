@@ -13,7 +13,7 @@ from kitbash_ray.adapters import Adapters, names
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.config import Settings
 from kitbash_ray.direct import open_calibration
-from kitbash_ray.errors import ModelError
+from kitbash_ray.errors import KitbashError
 from kitbash_ray.layers.generative import GenerativeLayer
 from kitbash_ray.types import LayerResult, Query
 
@@ -24,7 +24,7 @@ class GenerativeActor:
     def __init__(self, name: str, opened: Callable[[Settings, Calibration], GenerativeLayer], settings: Settings) -> None:
         try:
             self._layer = opened(settings, open_calibration(settings))
-        except ModelError as error:  # an actor that dies of a bad file would be restarted for ever
+        except KitbashError as error:  # an actor that dies of a bad file or address would be restarted for ever
             self._layer = GenerativeLayer(name, None, missing=str(error), max_tokens=1)
         self._working: dict[str, asyncio.Task[None]] = {}
         self._cache_dir = settings.cache_dir
