@@ -85,9 +85,8 @@ class LlamaCpp:
             model,
             n_ctx=context_tokens,
             n_threads=threads,
-            n_threads_batch=threads,
             n_gpu_layers=gpu_layers,
-            **parameters,
+            **{"n_threads_batch": threads, **parameters},
         )
         self.name = name or model.stem
         self._window = int(self._llama.n_ctx())

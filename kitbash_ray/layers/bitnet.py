@@ -7,6 +7,7 @@ none of them is no answer. Any other model says what it says.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
@@ -123,8 +124,15 @@ def open_student(folder: Path, *, max_tokens: int, fit: LayerCalibration | None 
 
 def student_layer(folder: Path, name: str, *, max_tokens: int, fit: LayerCalibration | None = None) -> StudentLayer:
     """The same for a student that has no manifest yet."""
-    # One thread: it writes a few tokens, and two would wait for each other.
-    engine = LlamaCpp(folder / MODEL, context_tokens=CONTEXT_TOKENS, threads=1, name=name, **EXACT)
+    # Two threads read the question; the few tokens of the answer are written by one, as two would wait for each other.
+    engine = LlamaCpp(
+        folder / MODEL,
+        context_tokens=CONTEXT_TOKENS,
+        threads=1,
+        name=name,
+        n_threads_batch=min(2, os.cpu_count() or 1),
+        **EXACT,
+    )
     return StudentLayer(engine, read_answers(folder / ANSWERS), max_tokens=max_tokens, fit=fit)
 
 
