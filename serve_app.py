@@ -27,7 +27,7 @@ from actors.chat_routes import add_chat
 from actors.frontdoor import open_orchestrator
 from actors.orchestrator import Orchestrator
 from kitbash_ray import __version__
-from kitbash_ray.asgi import JSON, REFUSALS, EventStream, PlainRoute, add_errors, inlined, read_body
+from kitbash_ray.asgi import JSON, REFUSALS, EventStream, PlainRoute, add_errors, body_of, inlined, read_body
 from kitbash_ray.config import Settings, load_settings
 from kitbash_ray.errors import StoreError
 from kitbash_ray.gate import BUDGET, Gate, overloaded, refusal
@@ -62,7 +62,7 @@ def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> AS
 
 def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
     """Asking, all at once or as a stream; at most `most` questions are worked on."""
-    body = {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(QueryIn.model_json_schema())}}}}
+    body = body_of(QueryIn)
     answer = {"responses": {"200": {"content": {JSON: {"schema": inlined(msgspec.json.schema(Answer))}}}}}
 
     async def admitted(request: Request) -> Query | Response:
@@ -138,12 +138,10 @@ def _add_calls(http: FastAPI, orchestrator: Orchestrator) -> None:
         await orchestrator.blackboard.call_off(asked)  # another replica works on it
         return JSONResponse({"query_id": asked, "state": "cancelling"}, status_code=202)
 
-    verdict = {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(FeedbackIn.model_json_schema())}}}}
-
     @http.router.post(
         "/v1/queries/{query_id}/feedback",
         responses=REFUSALS,
-        openapi_extra=QUERY_PATH | verdict,
+        openapi_extra=QUERY_PATH | body_of(FeedbackIn),
         summary="Say whether an answer was right",
     )
     async def feedback(request: Request) -> Response:

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from actors.orchestrator import Orchestrator
 from actors.remote import RemoteStreamingLayer
-from kitbash_ray.asgi import JSON, REFUSALS, inlined, read_body
+from kitbash_ray.asgi import REFUSALS, body_of, read_body
 from kitbash_ray.errors import LayerError, ModelError
 from kitbash_ray.gate import BY_KEY, refusal
 from kitbash_ray.http_types import AdapterIn
@@ -19,15 +19,11 @@ LAYER_PATH = {"parameters": [{"name": "layer", "in": "path", "required": True, "
 
 
 def add_adapters(http: FastAPI, orchestrator: Orchestrator) -> None:
-    body: dict[str, Any] = {
-        "requestBody": {"required": True, "content": {JSON: {"schema": inlined(AdapterIn.model_json_schema())}}}
-    }
-
     @http.router.get(PATH, responses=REFUSALS, openapi_extra=LAYER_PATH, summary="The adapters of a layer's model")
     async def look(request: Request) -> Response:
         return await _answered(request, orchestrator, "adapters")
 
-    @http.router.put(PATH, responses=REFUSALS, openapi_extra=LAYER_PATH | body, summary="Swap a layer's adapter")
+    @http.router.put(PATH, responses=REFUSALS, openapi_extra=LAYER_PATH | body_of(AdapterIn), summary="Swap a layer's adapter")
     async def use(request: Request) -> Response:
         wanted = AdapterIn.model_validate_json(await read_body(request, '{"name": "house-style"}'))
         return await _answered(request, orchestrator, "use_adapter", wanted.name)

@@ -15,12 +15,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
 
 from actors.orchestrator import Orchestrator
-from kitbash_ray.asgi import JSON, REFUSALS, EventStream, inlined, read_body
+from kitbash_ray.asgi import REFUSALS, EventStream, body_of, read_body
 from kitbash_ray.errors import InvalidQuery
-from kitbash_ray.gate import BUDGET, overloaded, refusal
+from kitbash_ray.gate import BUDGET, error_body, overloaded, refusal
 from kitbash_ray.http_types import within_budget
 from kitbash_ray.knowledge.grain_index import known_cartridges
 from kitbash_ray.layers.generative import DECLINES
@@ -85,11 +84,6 @@ def add_chat(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
     _add_models(http, orchestrator)
 
 
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The description of a request whose body is a `model`."""
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(model.model_json_schema())}}}}
-
-
 def _add_embeddings(http: FastAPI, orchestrator: Orchestrator) -> None:
     @http.router.post(
         "/v1/embeddings", responses=REFUSALS, openapi_extra=body_of(EmbeddingsIn), summary="Vectors of the embedding model"
@@ -135,12 +129,15 @@ def _refused(query: Query, answer: Answer) -> Response | None:
     """Whoever names a layer, or needs what only a model can do, is told when that cannot be had."""
     if not query.layers or answer.status == "answered":
         return None
-    reasons = "; ".join(f"{step.layer}: {step.reason}" for step in answer.path) or "the layer is off"
+    reasons = _reasons(answer) or "the layer is off"
     if answer.status == "abstained":
         return refusal(400, f"This cannot be answered: {reasons}.")
-    return refusal(
-        503 if answer.status == "failed" else 499, f"This was not answered: {reasons or answer.reason}.", answer.status
-    )
+    return refusal(503 if answer.status == "failed" else 499, f"This was not answered: {reasons}.", answer.status)
+
+
+def _reasons(answer: Answer) -> str:
+    """Why each layer that was asked did not answer."""
+    return "; ".join(f"{step.layer}: {step.reason}" for step in answer.path)
 
 
 class Shape:
@@ -238,9 +235,8 @@ async def _chunks(orchestrator: Orchestrator, query: Query, asked: Sampled, shap
 def _ending(answer: Answer, shown: _Shown, query: Query, asked: Sampled, shape: Shape) -> list[bytes]:
     broken = query.layers and answer.status != "answered"
     if broken or (shown.text and answer.status in ("failed", "cancelled")):
-        reasons = "; ".join(f"{step.layer}: {step.reason}" for step in answer.path) or answer.reason
-        error = {"message": f"This was not answered: {reasons}.", "type": answer.status, "param": None, "code": None}
-        return [_line({"error": error})]
+        reasons = _reasons(answer) or answer.reason
+        return [_line(error_body(f"This was not answered: {reasons}.", answer.status))]
     lines = []
     if not shown.text and (text := words(answer)):
         lines.append(_line(shape.chunk(asked.model, query.id, shape.text(text))))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from kitbash_ray.engines.gguf_header import is_gguf
 from kitbash_ray.engines.llama_cpp import LlamaCpp
 from kitbash_ray.errors import LayerError, ModelError
 
@@ -44,9 +45,8 @@ def add(file: Path, name: str | None, cache_dir: Path) -> str:
         raise ModelError(f"{name!r} is no name for an adapter: letters, digits, dots, dashes and underscores, up to 64.")
     if not file.is_file():
         raise ModelError(f"There is no adapter file {str(file)!r}.")
-    with file.open("rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise ModelError(f"{str(file)!r} is no GGUF file; convert the adapter with llama.cpp's convert_lora_to_gguf.py.")
+    if not is_gguf(file):
+        raise ModelError(f"{str(file)!r} is no GGUF file; convert the adapter with llama.cpp's convert_lora_to_gguf.py.")
     target = folder(cache_dir) / f"{name}.gguf"
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")

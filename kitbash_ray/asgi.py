@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -65,6 +65,11 @@ class EventStream(StreamingResponse):
             closing = asyncio.ensure_future(self._lines.aclose())
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(closing)
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The description of a request whose body is a `model`."""
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(model.model_json_schema())}}}}
 
 
 def inlined(schema: Any, definitions: Any = None) -> Any:

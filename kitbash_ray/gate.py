@@ -6,6 +6,7 @@ Not here: what is done with a request (serve_app.py), making keys (keys.py).
 from __future__ import annotations
 
 import hmac
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -67,7 +68,12 @@ class Gate:
 
 def refusal(status: int, message: str, kind: str = "invalid_request", *, param: str | None = None) -> Response:
     """An error reply in the shape that OpenAI clients know."""
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": None}}, status_code=status)
+    return JSONResponse(error_body(message, kind, param=param), status_code=status)
+
+
+def error_body(message: str, kind: str, *, param: str | None = None) -> dict[str, Any]:
+    """What such a reply holds, and an event of a stream that cannot be a reply any more."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
 
 
 def overloaded() -> Response:

@@ -52,8 +52,8 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print one JSON ob
 
 def examine() -> Iterator[Finding]:
     """Every finding, those about this machine first."""
-    settings, found = load_settings(), read_record(load_settings())
-    devices = None
+    settings, devices = load_settings(), None
+    found = read_record(settings)
     if found and found.role != "alone":
         try:
             devices = read_devices()

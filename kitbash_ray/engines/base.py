@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from kitbash_ray.errors import LayerError
 from kitbash_ray.types import Message, Usage
 
 Finish = Literal["stop", "length", "tool_calls"]
@@ -73,3 +74,11 @@ class Engine(Protocol):
     async def aclose(self) -> None:
         """Let go of connections."""
         ...
+
+
+def too_long(prompt_tokens: int, max_tokens: int, name: str, window: int) -> LayerError:
+    """What to raise when prompt and answer do not fit."""
+    return LayerError(
+        f"The prompt takes {prompt_tokens} tokens and the answer up to {max_tokens}, "
+        f"but {name} has a window of {window}; give it a larger one."
+    )

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from kitbash_ray.engines.llama_cpp import GGUF_MAGIC
 from kitbash_ray.errors import ModelError
 
+GGUF_MAGIC = b"GGUF"
 #: Formats of struct for GGUF's numbers of types; 8 is a string, 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -34,6 +34,7 @@ class Header:
 
 
 def is_gguf(path: Path) -> bool:
+    """Whether the file says by its first bytes that it is one."""
     with path.open("rb") as file:
         return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 

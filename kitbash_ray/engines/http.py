@@ -191,14 +191,6 @@ def address(url: str) -> str:
     return str(parsed).rstrip("/")
 
 
-def too_long(prompt_tokens: int, max_tokens: int, name: str, window: int) -> LayerError:
-    """What to raise when prompt and answer do not fit."""
-    return LayerError(
-        f"The prompt takes {prompt_tokens} tokens and the answer up to {max_tokens}, "
-        f"but {name} has a window of {window}; give it a larger one."
-    )
-
-
 def whole_number(value: object) -> int | None:
     """`value` if it is a positive whole number: what a server says is not always what its documents say."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -16,8 +16,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from kitbash_ray.engines.base import Finish, Piece, Sampling
-from kitbash_ray.engines.http import READ_S, Server, address, too_long, whole_number
+from kitbash_ray.engines.base import Finish, Piece, Sampling, too_long
+from kitbash_ray.engines.http import READ_S, Server, address, whole_number
 from kitbash_ray.engines.turns import Turns
 from kitbash_ray.errors import LayerError, LayerUnavailable
 from kitbash_ray.types import Message, Usage

@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from kitbash_ray.engines.base import Finish, Piece, Sampling
+from kitbash_ray.engines.base import Finish, Piece, Sampling, too_long
+from kitbash_ray.engines.gguf_header import is_gguf
 from kitbash_ray.engines.stopper import Stopper
 from kitbash_ray.engines.turns import Turns
 from kitbash_ray.errors import LayerError, ModelError
 from kitbash_ray.types import Message, Usage
 
-GGUF_MAGIC = b"GGUF"
 THREAD_END = None
 #: What the thread hands over: text, the error it ended with, or its end.
 Waiting = Piece | Exception | None
@@ -47,9 +47,8 @@ def load_gguf(model: Path, **parameters: Any) -> Any:
 
     if not model.is_file():
         raise ModelError(f"There is no model file {str(model)!r}; check the path in the settings.")
-    with model.open("rb") as file:
-        if file.read(4) != GGUF_MAGIC:
-            raise ModelError(f"{str(model)!r} is no GGUF file (its first four bytes are not 'GGUF').")
+    if not is_gguf(model):
+        raise ModelError(f"{str(model)!r} is no GGUF file (its first four bytes are not 'GGUF').")
     complaints = _capture_log(llama_cpp)
     complaints.clear()
     _avoid_amx()
@@ -120,10 +119,7 @@ class LlamaCpp:
             raise LayerError(f"{self.name} cannot call tools here; use an OpenAI-compatible engine that can.")
         tokens = self.tokens(messages)
         if len(tokens) + sampling.max_tokens > self._window:
-            raise LayerError(
-                f"The prompt takes {len(tokens)} tokens and the answer up to {sampling.max_tokens}, "
-                f"but {self.name} has a window of {self._window}; give it a larger one."
-            )
+            raise too_long(len(tokens), sampling.max_tokens, self.name, self._window)
         parameters = self._parameters(sampling)
         async with self._turns.taken():
             cancelled, made = threading.Event(), 0

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from kitbash_ray.engines.base import Finish, Piece, Sampling
-from kitbash_ray.engines.http import READ_S, Server, address, too_long, whole_number, words
+from kitbash_ray.engines.base import Finish, Piece, Sampling, too_long
+from kitbash_ray.engines.http import READ_S, Server, address, whole_number, words
 from kitbash_ray.errors import LayerError, LayerUnavailable
 from kitbash_ray.types import Message, Usage
 
