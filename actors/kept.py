@@ -14,7 +14,7 @@ from kitbash_ray.config import Settings
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a keeper keeps. `command` starts Ray and stays in the foreground; `joins` is the head's address, None on the head."""
+    """What a keeper keeps. `command` starts Ray; `joins` is the head's address, None on the head."""
 
     cluster_id: str
     joins: str | None

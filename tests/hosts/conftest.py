@@ -167,7 +167,7 @@ def _project(bed: Bed) -> Path:
         "192.168.1.12": bed.hosts["c"].address,
         "ssh_user: kitbash": "ssh_user: root",
         "~/.ssh/id_ed25519": str(bed.key),
-        "settings: {}": f"settings: {settings!r}",
+        "    kitbash_ray_redis_port: 6381": "\n".join(f"    {name}: {value!r}" for name, value in settings.items()),
     }
     for old, new in changes.items():
         assert text.count(old) == 1, f"{old!r} does not stand in cluster.yaml once"
