@@ -16,6 +16,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -23,6 +24,8 @@ import psutil
 PARTS = ("gcs_server", "raylet", "monitor.py", "log_monitor.py", "dashboard.py", "ray.util.client.server")
 #: How a raylet ends that was asked to: `ray stop` sends SIGTERM.
 ASKED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+#: How soon after the raylet `ray stop` ends the others.
+STOP_S = 3.0
 #: A process that cannot live is not tried more often than this.
 AGAIN_S = 5.0
 END_S = 5.0
@@ -56,9 +59,7 @@ class RayNode:
     def start(self) -> None:
         """Begin to start it; `look` says what becomes of it."""
         with self._log.open("wb") as output:
-            self._starter = psutil.Popen(
-                self._command, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-            )
+            self._starter = _spawn(self._command, output)
 
     def look(self) -> State:
         """How it is; what died but for the raylet is started again."""
@@ -71,22 +72,26 @@ class RayNode:
                 return State.REFUSED
             self._find_parts()
         self._reap()
+        if (code := _exit_code(self._parts["raylet"])) is not None:
+            return self._end_of_raylet(code)
         for name, process in self._parts.items():
             code = _exit_code(process)
-            if code is None:
-                continue
-            if name == "raylet":
-                return State.STOPPED if code in ASKED else State.DIED
-            if time.time() - process.create_time() > AGAIN_S:
+            if code is not None and time.time() - process.create_time() > AGAIN_S:
                 print(f"{name} ended with {code}; starting it again", flush=True)
-                self._parts[name] = psutil.Popen(
-                    self._commands[name],
-                    cwd="/",
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
+                self._parts[name] = _spawn(self._commands[name], subprocess.DEVNULL)
         return State.RUNS
+
+    def _end_of_raylet(self, code: int) -> State:
+        """What it means that the raylet is gone.
+
+        It ends as if asked to when one of its agents dies, but `ray stop` goes on to the log monitor.
+        """
+        if code not in ASKED:
+            return State.DIED
+        try:
+            return State.STOPPED if self._parts["log_monitor.py"].wait(timeout=STOP_S) in ASKED else State.DIED
+        except psutil.TimeoutExpired:
+            return State.DIED
 
     def end(self, but: Collection[int]) -> None:
         """Kill everything below this process but for the processes `but`: what is left of a Ray that died, HAProxy among it."""
@@ -111,6 +116,10 @@ class RayNode:
                 command = process.cmdline()
                 for name in {Path(word).name for word in command[:4]} & {*PARTS}:
                     self._parts[name], self._commands[name] = process, command
+
+
+def _spawn(command: list[str], output: int | BinaryIO) -> psutil.Popen:
+    return psutil.Popen(command, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
 
 
 def _exit_code(process: psutil.Process) -> int | None:
