@@ -58,6 +58,7 @@ def see(settings: Settings, address: str) -> Seen:
 
 
 def main() -> None:
+    output, sys.stdout = sys.stdout, sys.stderr  # Ray prints what it hears of other nodes
     settings = Settings.model_validate_json(sys.stdin.read())
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -72,7 +73,7 @@ def main() -> None:
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     addresses = [node["NodeManagerAddress"] for node in nodes]
     seen = Seen(tuple(facts), tuple(silent), tuple(addresses), tuple(resources))
-    print(json.dumps(asdict(seen)))
+    print(json.dumps(asdict(seen)), file=output)
 
 
 def _on(node: dict[str, Any], settings: Settings) -> Any:

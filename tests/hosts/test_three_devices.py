@@ -88,6 +88,7 @@ def _wrong(devices: ThreeDevices, host: Host) -> set[str]:
     """What the doctor on a host, cut off or not, finds wrong there."""
     done = devices.inside(host, "cd ~/kitbash && .venv/bin/kitbash doctor --json")
     assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout, done.stderr
     return {finding["check"] for finding in json.loads(done.stdout)["findings"] if not finding["ok"]}
 
 
