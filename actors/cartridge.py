@@ -5,7 +5,6 @@ from __future__ import annotations
 import ray
 
 from actors.heartbeat import Heartbeat
-from actors.watch import Watch
 from kitbash_ray.config import Settings
 from kitbash_ray.direct import open_calibration
 from kitbash_ray.knowledge.grain_index import GrainIndex
@@ -14,6 +13,7 @@ from kitbash_ray.knowledge.retrieval import Retrieval
 from kitbash_ray.knowledge.verifier import open_verifier
 from kitbash_ray.layers.cartridge import CartridgeLayer
 from kitbash_ray.types import LayerResult, Query
+from kitbash_ray.watch import Watch
 
 
 class Cartridge:

@@ -14,7 +14,8 @@ from actors.orchestrator import Orchestrator, follow_index, redis_client
 from actors.remote import RemoteLayer, RemoteStreamingLayer
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.config import Settings, child_environment, started_by_up
-from kitbash_ray.direct import cascade_over, open_calibration
+from kitbash_ray.direct import cascade_over, open_calibration, timeouts_s
+from kitbash_ray.edge import EdgeLayer
 from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.embedder import open_embedder
 from kitbash_ray.knowledge.grain_index import GrainIndex
@@ -24,6 +25,8 @@ from kitbash_ray.ledger import RedisLedger
 from kitbash_ray.recorder import Recorder
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.types import Layer
+from kitbash_ray.work import WorkStream
+from kitbash_ray.work_types import LAYERS as EDGE_LAYERS
 
 STREAMING = frozenset({"bitnet", "kobold"})
 
@@ -37,7 +40,7 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     calibration = open_calibration(settings)
     grain = GrainLayer(GrainIndex(await snapshot.arrays[0]), embedder, calibration)
     url = settings.resolved_redis_url
-    layers: list[Layer] = [grain, *_remote_layers(handles)]
+    layers: list[Layer] = [grain, *_remote_layers(handles, settings)]
     if settings.kitbash_cloud_url:
         layers.append(open_cloud(settings, calibration, RedisLedger(redis_client(url), settings.kitbash_cloud_day_budget)))
     replica = ray.get_runtime_context().get_actor_id()
@@ -68,9 +71,17 @@ def ensure_redis(settings: Settings) -> None:
         server.start(child_environment())
 
 
-def _remote_layers(handles: Mapping[str, Any]) -> list[Layer]:
-    names = [name for name in ("bitnet", "cartridge", "kobold") if name in handles]
-    return [(RemoteStreamingLayer if name in STREAMING else RemoteLayer)(name, handles[name]) for name in names]
+def _remote_layers(handles: Mapping[str, Any], settings: Settings) -> list[Layer]:
+    """Layers 1 to 4; one that has no actor is served by workers outside the cluster."""
+    layers: list[Layer] = []
+    for name in EDGE_LAYERS:
+        if name in handles:
+            layers.append((RemoteStreamingLayer if name in STREAMING else RemoteLayer)(name, handles[name]))
+        else:
+            edge = EdgeLayer(WorkStream(redis_client(settings.resolved_redis_url), name), timeouts_s(settings)[name])
+            _BACKGROUND.add(asyncio.create_task(edge.run()))
+            layers.append(edge)
+    return layers
 
 
 def _status(orchestrator: Orchestrator, grain: GrainLayer) -> dict[str, str]:

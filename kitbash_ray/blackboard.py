@@ -8,7 +8,9 @@
     kitbash:feed                     stream, capped      every event                   cap
     kitbash:actor:{name}             hash                heartbeat                     3 heartbeats
     kitbash:cost:{day}               string, dollars     what layer 5 cost on a day    2 days
-    kitbash:work:{layer}             stream + group      work for workers elsewhere    until acked
+    kitbash:work:{layer}             stream + group      work for workers elsewhere    until done, at most 1 h
+    kitbash:work:{layer}:workers     sorted set          when each worker was heard    1 h after the last
+    kitbash:work:results:{replica}   list                what they said, for one asker until read, at most 1 min
 
 No other module writes a key. The blackboard is a fold over events: `operations` turns one into
 what record.lua does with it. Not here: when it is written (recorder.py) and the feed (feed.py).
@@ -55,6 +57,23 @@ def events_key(query_id: str) -> str:
 
 def actor_key(name: str) -> str:
     return f"{PREFIX}actor:{name}"
+
+
+def work_key(layer: str) -> str:
+    return f"{PREFIX}work:{layer}"
+
+
+def workers_key(layer: str) -> str:
+    return f"{PREFIX}work:{layer}:workers"
+
+
+def results_key(replica: str) -> str:
+    return f"{PREFIX}work:results:{replica}"
+
+
+def edge_actor(layer: str, worker: str) -> str:
+    """The name that a worker outside the cluster has among the actors; a layer's workers cannot take another's."""
+    return f"edge:{layer}:{worker}"
 
 
 def cost_key(day: str) -> str:
@@ -197,7 +216,12 @@ class Blackboard:
 def heartbeat(redis: Any, name: str, fields: Mapping[str, str]) -> None:
     """Say that an actor lives. `redis` is a synchronous client; raises RedisError."""
     with redis.pipeline(transaction=True) as pipe:
-        pipe.delete(actor_key(name))
-        pipe.hset(actor_key(name), mapping=dict(fields))
-        pipe.expire(actor_key(name), int(HEARTBEAT_S * HEARTBEATS_MISSED))
+        add_heartbeat(pipe, name, fields)
         pipe.execute()
+
+
+def add_heartbeat(pipe: Any, name: str, fields: Mapping[str, str]) -> None:
+    """The commands of a heartbeat, for a pipeline of either kind of client."""
+    pipe.delete(actor_key(name))
+    pipe.hset(actor_key(name), mapping=dict(fields))
+    pipe.expire(actor_key(name), int(HEARTBEAT_S * HEARTBEATS_MISSED))

@@ -125,7 +125,7 @@ class Kitbash:
             reply = self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
             raise self._lost(error) from error
-        _raise_for(reply)
+        raise_for(reply)
         return reply
 
     def _events(self, method: str, path: str, body: dict[str, Any] | None) -> Iterator[Event]:
@@ -133,7 +133,7 @@ class Kitbash:
             with self._http.stream(method, path, json=body) as reply:
                 if reply.status_code != httpx.codes.OK:
                     reply.read()
-                    _raise_for(reply)
+                    raise_for(reply)
                 kind = ""
                 for line in reply.iter_lines():
                     if line.startswith("event: "):
@@ -166,7 +166,8 @@ def _body(
     return body | {name: value for name, value in limits.items() if value is not None}
 
 
-def _raise_for(reply: httpx.Response) -> None:
+def raise_for(reply: httpx.Response) -> None:
+    """Raises ClientError with the front door's own sentence when it refused."""
     if reply.status_code < httpx.codes.BAD_REQUEST:
         return
     try:

@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import redis
-from redis.exceptions import AuthenticationError, RedisError
-
 from kitbash_ray import __version__
 from kitbash_ray.config import Settings, ray_auth, ray_token_file
 from kitbash_ray.devices import Device
@@ -164,6 +161,9 @@ def port_finding(check: str, node: str, address: str, port: int, remedy: str) ->
 
 def _redis_problem(settings: Settings) -> str:
     """Why Redis cannot be used from here, or nothing."""
+    import redis  # here: the command line needs this module where there is no Redis
+    from redis.exceptions import AuthenticationError, RedisError
+
     url = settings.resolved_redis_url
     if url.startswith("unix://") and not Path(url.removeprefix("unix://")).exists():
         return f"there is no {url.removeprefix('unix://')}"

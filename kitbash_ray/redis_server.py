@@ -14,11 +14,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
-
 from kitbash_ray.errors import StoreError
 
 START_S = 10.0
@@ -44,6 +39,11 @@ class RedisServer:
         self._listen = listen
 
     def running(self) -> bool:
+        import redis  # here: the command line needs the rest of this module, and a worker has no Redis
+        from redis.backoff import NoBackoff
+        from redis.exceptions import RedisError
+        from redis.retry import Retry
+
         try:
             password = self._listen.password if self._listen else None
             with redis.Redis(

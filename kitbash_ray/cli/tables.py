@@ -30,6 +30,10 @@ def layers_table(layers: Iterable[Mapping[str, Any]]) -> Table:
             f"[{STATE_STYLE.get(state, '')}]{state}[/]",
             *(escape(str(cell)) for cell in cells),
         )
+        for worker in layer.get("workers", ()):
+            cells = (worker["node"], worker["pid"], worker["load"], worker["model"])
+            name = escape(f"  {worker['worker']}")
+            table.add_row("", name, worker["state"], *map(escape, cells))
     return table
 
 

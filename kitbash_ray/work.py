@@ -1,0 +1,172 @@
+"""One layer's work for workers outside the cluster, in Redis: put, claimed, answered once.
+
+A stream with a consumer group. Who claims work has it for a lease, renewed by each heartbeat;
+when the lease ends, the next worker gets it, at most `MOST_TRIES` times in all. Only whoever has
+the claim can answer, so an answer comes once. Work that nobody waits for any more is handed to
+nobody. Not here: who waits for the answers (edge.py), HTTP (actors/work_routes.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from kitbash_ray.blackboard import (
+    HEARTBEAT_S,
+    HEARTBEATS_MISSED,
+    actor_key,
+    add_heartbeat,
+    edge_actor,
+    results_key,
+    work_key,
+    workers_key,
+)
+from kitbash_ray.errors import StoreError
+from kitbash_ray.types import LayerResult, Query, decode, encode
+from kitbash_ray.work_types import BeatIn, Work
+
+SCRIPT = Path(__file__).with_name("work.lua")
+GROUP = "workers"
+#: Milliseconds without a heartbeat after which work is taken from a worker, and the worker counts as gone.
+LEASE_MS = int(HEARTBEAT_S * HEARTBEATS_MISSED * 1000)
+#: Workers that may have a question, one after the other. What two of them died of kills a third.
+MOST_TRIES = 2
+#: Questions of a layer that wait or are worked on, of all front-door replicas.
+MOST_WAITING = 256
+#: Seconds that Redis keeps work, longer than any layer's timeout, and a result that nobody fetches.
+KEPT_S, RESULT_KEPT_S = 3600, 60
+#: Milliseconds that one read waits: so often a waiting worker looks for work whose lease is over.
+BLOCK_MS = 1000
+
+
+class _Request(Struct, frozen=True):
+    """What an entry of the stream asks."""
+
+    query: Query
+    so_far: tuple[LayerResult, ...]
+
+
+class WorkStream:
+    """The work of `layer`. Every method raises StoreError when Redis cannot be reached.
+
+    Waiting holds a connection: use a client of its own.
+    """
+
+    def __init__(self, redis: Redis, layer: str) -> None:
+        self.layer = layer
+        self._redis = redis
+        self._script = redis.register_script(SCRIPT.read_text())
+
+    async def put(self, asker: str, ask: str, query: Query, so_far: tuple[LayerResult, ...], seconds: float) -> str | None:
+        """Ask the workers; `asker` hears the result under the name `ask`.
+
+        Returns the work's id, None when too much waits already.
+        """
+        if await self._call(self._redis.xlen(work_key(self.layer))) >= MOST_WAITING:
+            return None
+        fields = {
+            "request": encode(_Request(query, so_far)),
+            "ms": str(int(seconds * 1000)),
+            "ask": ask,
+            "reply": results_key(asker),
+        }
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.xadd(work_key(self.layer), fields)  # type: ignore[arg-type] # redis-py's dict is invariant
+            pipe.expire(work_key(self.layer), KEPT_S)
+            added = await self._call(pipe.execute())
+        return str(added[0].decode())
+
+    async def withdraw(self, work_id: str) -> None:
+        """Nobody waits for this any more; its worker hears it with its next heartbeat."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.xack(work_key(self.layer), GROUP, work_id)
+            pipe.xdel(work_key(self.layer), work_id)
+            await self._call(pipe.execute())
+
+    async def claim(self, worker: str, wait_s: float) -> Work | None:
+        """Work for `worker`, None when there is none within `wait_s`. Cancelling it takes no work away."""
+        end = time.monotonic() + wait_s
+        while True:
+            taken = await self._step("claim", worker, LEASE_MS, MOST_TRIES, KEPT_S)
+            if len(taken) > 1:
+                asked = decode(_Request, taken[1])
+                return Work(taken[0].decode(), asked.query, asked.so_far, int(taken[2]) / 1000)
+            left_ms = int((end - time.monotonic()) * 1000)
+            if left_ms <= 0:
+                return None
+            await self._read_after(taken[0], min(left_ms, BLOCK_MS))
+
+    async def beat(self, beat: BeatIn) -> tuple[str, ...]:
+        """The worker lives, and what it has is its own for another lease. Returns what is not its own any more."""
+        actor = edge_actor(self.layer, beat.worker)
+        if beat.state == "leaving":
+            await self._step("leave", beat.worker, LEASE_MS)
+            await self._call(self._redis.delete(actor_key(actor)))
+            return beat.working
+        async with self._redis.pipeline(transaction=True) as pipe:
+            add_heartbeat(pipe, actor, self._fields(beat))
+            await self._call(pipe.execute())
+        lost = await self._step("beat", beat.worker, LEASE_MS, KEPT_S, *beat.working)
+        return tuple(work_id.decode() for work_id in lost)
+
+    async def settle(self, worker: str, work_id: str, result: LayerResult) -> bool:
+        """Hand `result` to whoever waits; False when the work is not this worker's any more."""
+        return bool(await self._step("settle", worker, work_id, encode(result), RESULT_KEPT_S))
+
+    async def workers(self) -> int:
+        """How many live."""
+        return int(await self._step("alive", "", LEASE_MS))
+
+    async def results(self, asker: str) -> AsyncGenerator[tuple[str, LayerResult | None], None]:
+        """What `asker` asked, each with its result, None when no worker will do it. Never ends."""
+        while True:
+            try:
+                found: Any = await self._redis.blpop([results_key(asker)], timeout=BLOCK_MS / 1000)
+            except RedisTimeoutError:
+                continue
+            except (RedisError, OSError) as error:
+                raise StoreError(f"Redis does not answer: {error}") from error
+            if found:
+                ask, _, result = found[1].partition(b" ")
+                yield ask.decode(), decode(LayerResult, result) if result else None
+
+    def _fields(self, beat: BeatIn) -> dict[str, str]:
+        return {
+            "layer": self.layer,
+            "worker": beat.worker,
+            "node": beat.node,
+            "pid": str(beat.pid),
+            "state": beat.state,
+            "load": str(len(beat.working)),
+            "model": beat.model,
+            "version": beat.version,
+            "since": repr(beat.since),
+            "at": repr(time.time()),
+        }
+
+    async def _read_after(self, newest: bytes, block_ms: int) -> None:
+        """Return when there is something new, or the time is over. Takes nothing."""
+        try:
+            await self._redis.xread({work_key(self.layer): newest}, count=1, block=block_ms)
+        except RedisTimeoutError:
+            return
+        except (RedisError, OSError) as error:
+            raise StoreError(f"Redis does not answer: {error}") from error
+
+    async def _step(self, what: str, worker: str, *arguments: Any) -> Any:
+        return await self._call(
+            self._script(keys=[work_key(self.layer), workers_key(self.layer)], args=[what, GROUP, worker, *arguments])
+        )
+
+    async def _call(self, awaitable: Any) -> Any:
+        try:
+            return await awaitable
+        except (RedisError, OSError) as error:
+            raise StoreError(f"Redis does not answer: {error}") from error
