@@ -79,7 +79,7 @@ def read_result(layer: str, body: bytes) -> LayerResult:
         raise LayerError(f"The result has {len(body)} bytes; {MAX_RESULT} are the most.")
     try:
         result = decode(LayerResult, body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise LayerError(f"This is no result of a layer: {error}.") from error
     if fault := _fault(layer, result):
         raise LayerError(f"The result cannot be used: {fault}.")

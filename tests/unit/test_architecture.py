@@ -48,6 +48,7 @@ FLOORS: list[set[str]] = [
         "redis_server",
         "token",
         "keys",
+        "watch",
         "state",
         "devices",
         "render",
