@@ -210,11 +210,16 @@ def layer_list(orchestrator: Orchestrator, actors: dict[str, dict[str, str]]) ->
             if name in orchestrator.cascade.layers:
                 listed.append({"layer": name, "number": number, "state": "ready"})
             continue
-        beat = actors.get("grain_router" if name == "grain" else name)
-        state = {"state": "gone", "reason": "no heartbeat"} if beat is None else {k: v for k, v in beat.items() if k != "layer"}
+        beats = [{"name": actor, **beat} for actor, beat in sorted(actors.items()) if beat["layer"] == name]
+        beats.sort(key=lambda beat: beat["state"] != "ready")
+        state: dict[str, Any] = beats[0] if beats else {"state": "gone", "reason": "no heartbeat"}
+        if breaker := orchestrator.cascade.breakers.get(name):
+            state = {**state, "breaker": breaker.state} | ({"degraded": breaker.reason} if breaker.reason else {})
+        if len(beats) > 1:
+            state = {**state, "replicas": beats}
         if name not in orchestrator.cascade.layers:
             state = {"state": "off", "reason": f"{name.upper()}_AUTO_SPAWN is false"}
-        listed.append({"layer": name, "number": number, **state})
+        listed.append({**state, "layer": name, "number": number})
     return listed
 
 

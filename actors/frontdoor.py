@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
-from actors.deploy import start_actors
+from actors.deploy import placements, start_actors
 from actors.heartbeat import Heartbeat
 from actors.orchestrator import Orchestrator, follow_index, redis_client
-from actors.remote import RemoteLayer, RemoteStreamingLayer
+from actors.remote import RemoteMember, RemoteStreamingMember
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.config import Settings, child_environment, started_by_up
 from kitbash_ray.direct import cascade_over, open_calibration
@@ -23,6 +23,7 @@ from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.ledger import RedisLedger
 from kitbash_ray.recorder import Recorder
 from kitbash_ray.redis_server import RedisServer
+from kitbash_ray.replicas import Replicas, StreamingReplicas
 from kitbash_ray.types import Layer
 
 STREAMING = frozenset({"bitnet", "kobold"})
@@ -37,7 +38,8 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     calibration = open_calibration(settings)
     grain = GrainLayer(GrainIndex(await snapshot.arrays[0]), embedder, calibration)
     url = settings.resolved_redis_url
-    layers: list[Layer] = [grain, *_remote_layers(handles)]
+    remote = _remote_layers(settings, handles)
+    layers: list[Layer] = [grain, *remote]
     if settings.kitbash_cloud_url:
         layers.append(open_cloud(settings, calibration, RedisLedger(redis_client(url), settings.kitbash_cloud_day_budget)))
     replica = ray.get_runtime_context().get_actor_id()
@@ -55,8 +57,12 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
         Feed(redis_client(url)),
         shown_live=frozenset({"kobold"} - calibration.layers.keys()),
     )
-    _BACKGROUND.add(asyncio.create_task(follow_index(router, grain, snapshot.version)))
-    _BACKGROUND.add(asyncio.create_task(orchestrator.heed_calls()))
+    for endless in (
+        follow_index(router, grain, snapshot.version),
+        orchestrator.heed_calls(),
+        *(each.watch() for each in remote),
+    ):
+        _BACKGROUND.add(asyncio.create_task(endless))
     Heartbeat(f"front_door:{replica}", "front_door", settings, lambda: _status(orchestrator, grain))
     return orchestrator
 
@@ -68,9 +74,15 @@ def ensure_redis(settings: Settings) -> None:
         server.start(child_environment())
 
 
-def _remote_layers(handles: Mapping[str, Any]) -> list[Layer]:
-    names = [name for name in ("bitnet", "cartridge", "kobold") if name in handles]
-    return [(RemoteStreamingLayer if name in STREAMING else RemoteLayer)(name, handles[name]) for name in names]
+def _remote_layers(settings: Settings, handles: Mapping[str, Any]) -> list[Replicas]:
+    made: list[Replicas] = []
+    for layer in ("bitnet", "cartridge", "kobold"):
+        names = [place.name for place in placements(settings) if place.layer == layer]
+        if names and layer in STREAMING:
+            made.append(StreamingReplicas(layer, [RemoteStreamingMember(name, handles[name]) for name in names]))
+        elif names:
+            made.append(Replicas(layer, [RemoteMember(name, handles[name]) for name in names]))
+    return made
 
 
 def _status(orchestrator: Orchestrator, grain: GrainLayer) -> dict[str, str]:
