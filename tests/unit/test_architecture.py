@@ -68,7 +68,6 @@ FLOORS: list[set[str]] = [
 #: Values in, values out: of the library these know nothing but each other, types and errors.
 PURE = {
     "bounds",
-    "breaker",
     "consensus",
     "calibration",
     "policy",
