@@ -26,11 +26,10 @@ from actors.adapter_routes import add_adapters
 from actors.chat_routes import add_chat
 from actors.frontdoor import open_orchestrator
 from actors.orchestrator import Orchestrator
-from actors.work_routes import add_work, workers_of
+from actors.work_routes import add_work
 from kitbash_ray import __version__
 from kitbash_ray.asgi import JSON, REFUSALS, EventStream, PlainRoute, add_errors, body_of, inlined, read_body
 from kitbash_ray.config import Settings, load_settings
-from kitbash_ray.edge import EdgeLayer
 from kitbash_ray.errors import StoreError
 from kitbash_ray.gate import BUDGET, Gate, overloaded, refusal
 from kitbash_ray.http_types import FeedbackIn, QueryIn, within_budget
@@ -206,20 +205,23 @@ def _sse_event(event: Event, event_id: str) -> bytes:
 
 
 def layer_list(orchestrator: Orchestrator, actors: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
-    """Each layer with its actor's heartbeat, and its workers outside the cluster; without any it is `gone`."""
+    """Each layer of the cascade with its actor's heartbeat; a layer without one is `gone`."""
     listed = []
     for name, number in LAYER_NUMBERS.items():
         if name == "cloud":  # no actor of ours: it is there if it is configured
             if name in orchestrator.cascade.layers:
                 listed.append({"layer": name, "number": number, "state": "ready"})
             continue
-        beat = actors.get("grain_router" if name == "grain" else name)
-        state = {"state": "gone", "reason": "no heartbeat"} if beat is None else {k: v for k, v in beat.items() if k != "layer"}
-        workers = workers_of(name, actors)
-        if isinstance(orchestrator.cascade.layers.get(name), EdgeLayer | None):
-            off = {"state": "off", "reason": f"{name.upper()}_AUTO_SPAWN is false, and no worker is connected"}
-            state = {"state": "ready"} if workers else off
-        listed.append({"layer": name, "number": number, **state, **({"workers": workers} if workers else {})})
+        beats = [{"name": actor, **beat} for actor, beat in sorted(actors.items()) if beat["layer"] == name]
+        beats.sort(key=lambda beat: (beat["state"] != "ready", "worker" in beat))  # actors before workers elsewhere
+        state: dict[str, Any] = beats[0] if beats else {"state": "gone", "reason": "no heartbeat"}
+        if breaker := orchestrator.cascade.breakers.get(name):
+            state = {**state, "breaker": breaker.state} | ({"degraded": breaker.reason} if breaker.reason else {})
+        if len(beats) > 1:
+            state = {**state, "replicas": beats}
+        if name not in orchestrator.cascade.layers:
+            state = {"state": "off", "reason": f"{name.upper()}_AUTO_SPAWN is false, and no worker has come"}
+        listed.append({**state, "layer": name, "number": number})
     return listed
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +165,7 @@ def ray_environment(cluster_id: str) -> dict[str, str]:
 
 def _spawn_ray(settings: Settings, environment: dict[str, str], port: int) -> subprocess.Popen[bytes]:
     """Begin to start a head node. Ending the process that is returned ends the node."""
-    resources = {
-        settings.grain_resource: UNITS,
-        settings.bitnet_resource: UNITS,
-        settings.cartridge_resource: UNITS,
-        settings.kobold_resource: UNITS,
-    }
+    resources = dict.fromkeys(chain.from_iterable(settings.resources.values()), UNITS)
     options = {
         "node-ip-address": "127.0.0.1", "port": str(port), "ray-client-server-port": str(free_port()),
         "dashboard-host": "127.0.0.1", "dashboard-port": str(settings.kitbash_dashboard_port),

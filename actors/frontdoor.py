@@ -8,14 +8,15 @@ from typing import Any
 
 import ray
 
-from actors.deploy import start_actors
+from actors.deploy import placements, start_actors
 from actors.heartbeat import Heartbeat
 from actors.orchestrator import Orchestrator, follow_index, redis_client
-from actors.remote import RemoteLayer, RemoteStreamingLayer
+from actors.remote import RemoteMember, RemoteStreamingMember
 from kitbash_ray.blackboard import Blackboard
+from kitbash_ray.cascade import Cascade
 from kitbash_ray.config import Settings, child_environment, started_by_up
 from kitbash_ray.direct import cascade_over, open_calibration, timeouts_s
-from kitbash_ray.edge import EdgeLayer
+from kitbash_ray.edge import EdgeMember
 from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.embedder import open_embedder
 from kitbash_ray.knowledge.grain_index import GrainIndex
@@ -24,9 +25,10 @@ from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.ledger import RedisLedger
 from kitbash_ray.recorder import Recorder
 from kitbash_ray.redis_server import RedisServer
+from kitbash_ray.replicas import Replicas, StreamingReplicas
 from kitbash_ray.types import Layer
 from kitbash_ray.work import WorkStream
-from kitbash_ray.work_types import LAYERS as EDGE_LAYERS
+from kitbash_ray.work_types import SERVED
 
 STREAMING = frozenset({"bitnet", "kobold"})
 
@@ -40,7 +42,8 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     calibration = open_calibration(settings)
     grain = GrainLayer(GrainIndex(await snapshot.arrays[0]), embedder, calibration)
     url = settings.resolved_redis_url
-    layers: list[Layer] = [grain, *_remote_layers(handles, settings)]
+    remote = _remote_layers(settings, handles)
+    layers: list[Layer] = [grain, *(each for each in remote if each.members)]
     if settings.kitbash_cloud_url:
         layers.append(open_cloud(settings, calibration, RedisLedger(redis_client(url), settings.kitbash_cloud_day_budget)))
     replica = ray.get_runtime_context().get_actor_id()
@@ -58,8 +61,13 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
         Feed(redis_client(url)),
         shown_live=frozenset({"kobold"} - calibration.layers.keys()),
     )
-    _BACKGROUND.add(asyncio.create_task(follow_index(router, grain, snapshot.version)))
-    _BACKGROUND.add(asyncio.create_task(orchestrator.heed_calls()))
+    for endless in (
+        follow_index(router, grain, snapshot.version),
+        orchestrator.heed_calls(),
+        *(each.watch() for each in remote),
+        *(with_workers(settings, orchestrator.cascade, each) for each in remote),
+    ):
+        _BACKGROUND.add(asyncio.create_task(endless))
     Heartbeat(f"front_door:{replica}", "front_door", settings, lambda: _status(orchestrator, grain))
     return orchestrator
 
@@ -71,17 +79,28 @@ def ensure_redis(settings: Settings) -> None:
         server.start(child_environment())
 
 
-def _remote_layers(handles: Mapping[str, Any], settings: Settings) -> list[Layer]:
-    """Layers 1 to 4; one that has no actor is served by workers outside the cluster."""
-    layers: list[Layer] = []
-    for name in EDGE_LAYERS:
-        if name in handles:
-            layers.append((RemoteStreamingLayer if name in STREAMING else RemoteLayer)(name, handles[name]))
+def _remote_layers(settings: Settings, handles: Mapping[str, Any]) -> list[Replicas]:
+    made: list[Replicas] = []
+    for layer in SERVED:
+        names = [place.name for place in placements(settings) if place.layer == layer]
+        if layer in STREAMING:
+            made.append(StreamingReplicas(layer, [RemoteStreamingMember(name, handles[name]) for name in names]))
         else:
-            edge = EdgeLayer(WorkStream(redis_client(settings.resolved_redis_url), name), timeouts_s(settings)[name])
-            _BACKGROUND.add(asyncio.create_task(edge.run()))
-            layers.append(edge)
-    return layers
+            made.append(Replicas(layer, [RemoteMember(name, handles[name]) for name in names]))
+    return made
+
+
+async def with_workers(settings: Settings, cascade: Cascade, layer: Replicas) -> None:
+    """Workers outside the cluster do a layer's work, too, as soon as the first has come. Never returns.
+
+    A layer without actors is off until then; from then on it is missed when its workers are gone.
+    """
+    stream = WorkStream(redis_client(settings.resolved_redis_url), layer.name)
+    edge = EdgeMember(stream, timeouts_s(settings)[layer.name])
+    await edge.first_worker()
+    if layer.name not in cascade.layers:
+        cascade.add(layer)
+    await asyncio.gather(edge.hear(), layer.join(edge))
 
 
 def _status(orchestrator: Orchestrator, grain: GrainLayer) -> dict[str, str]:

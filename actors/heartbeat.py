@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+import ray
 import redis
 from redis.exceptions import RedisError
 
@@ -16,6 +17,11 @@ from kitbash_ray.blackboard import HEARTBEAT_S, heartbeat
 from kitbash_ray.config import Settings
 
 log = logging.getLogger(__name__)
+
+
+def own_name(otherwise: str) -> str:
+    """The name of the actor that this is: a layer's replicas have one each."""
+    return str(ray.get_runtime_context().get_actor_name() or otherwise)
 
 
 class Heartbeat:

@@ -17,7 +17,6 @@ from starlette.exceptions import HTTPException
 from actors.orchestrator import redis_client
 from kitbash_ray import __version__
 from kitbash_ray.asgi import JSON, REFUSALS, body_of, inlined, read_body
-from kitbash_ray.blackboard import edge_actor
 from kitbash_ray.config import Settings
 from kitbash_ray.direct import open_calibration
 from kitbash_ray.errors import LayerError
@@ -25,12 +24,12 @@ from kitbash_ray.gate import WORK_PATH, overloaded, refusal
 from kitbash_ray.http_types import ErrorOut
 from kitbash_ray.types import LayerResult, encode
 from kitbash_ray.work import WorkStream
-from kitbash_ray.work_types import LAYERS, BeatIn, BeatOut, ClaimIn, Work, WorkerIn, read_result
+from kitbash_ray.work_types import SERVED, BeatIn, BeatOut, ClaimIn, Work, WorkerIn, read_result
 
 T = TypeVar("T")
 
 PATH = WORK_PATH + "{layer}"
-LAYER = {"name": "layer", "in": "path", "required": True, "schema": {"type": "string", "enum": list(LAYERS)}}
+LAYER = {"name": "layer", "in": "path", "required": True, "schema": {"type": "string", "enum": list(SERVED)}}
 WORK_ID = {"name": "work_id", "in": "path", "required": True, "schema": {"type": "string"}}
 WORKER = {"name": "worker", "in": "query", "required": True, "schema": {"type": "string"}}
 RESULT = {"requestBody": {"required": True, "content": {JSON: {"schema": inlined(msgspec.json.schema(LayerResult))}}}}
@@ -42,7 +41,7 @@ MOST_CLAIMS = 32
 def add_work(http: FastAPI, settings: Settings) -> None:
     """The routes, over the work that waits in the Redis of `settings`."""
     redis, calibration = redis_client(settings.resolved_redis_url), open_calibration(settings).version
-    streams = {layer: WorkStream(redis, layer) for layer in LAYERS}
+    streams = {layer: WorkStream(redis, layer) for layer in SERVED}
     _add_claim(http, streams, calibration)
     _add_result(http, streams)
 
@@ -107,16 +106,10 @@ def _add_result(http: FastAPI, streams: Mapping[str, WorkStream]) -> None:
         return refusal(400, fault) if fault else Response(b"{}", media_type=JSON)
 
 
-def workers_of(layer: str, actors: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
-    """The heartbeats of a layer's workers outside the cluster, among those of all actors."""
-    beats = (beat for name, beat in sorted(actors.items()) if name.startswith(edge_actor(layer, "")))
-    return [{key: value for key, value in beat.items() if key != "layer"} for beat in beats]
-
-
 def _stream(request: Request, streams: Mapping[str, WorkStream]) -> WorkStream:
     found = streams.get(request.path_params["layer"])
     if found is None:
-        raise HTTPException(400, f"Workers serve {', '.join(LAYERS[:-1])} and {LAYERS[-1]}, and no other layer.")
+        raise HTTPException(400, f"Workers serve {', '.join(SERVED[:-1])} and {SERVED[-1]}, and no other layer.")
     return found
 
 

@@ -72,12 +72,14 @@ class Settings(BaseSettings):
     bitnet_auto_spawn: bool = Field(True, description="Whether `kitbash up` starts layer 1's actor")
     bitnet_timeout: Milliseconds = Field(2000, description="Milliseconds layer 1 may take")
     bitnet_max_tokens: PositiveInt = Field(64, description="Longest answer of layer 1, in tokens")
-    bitnet_resource: str = Field("device_b", description="Ray resource of the device that runs layer 1")
+    bitnet_resource: str = Field(
+        "device_b", description="Ray resource of the device that runs layer 1; several, separated by commas: a replica on each"
+    )
     bitnet_command: str | None = Field(None, description="No effect: Ray starts the actor")
 
     cartridge_auto_spawn: bool = Field(True, description="Whether `kitbash up` starts layer 2's actor")
     cartridge_timeout: Milliseconds = Field(2000, description="Milliseconds layer 2 may take")
-    cartridge_resource: str = Field("device_b", description="Ray resource of the device that runs layer 2")
+    cartridge_resource: str = Field("device_b", description="Ray resource of the device that runs layer 2; or several")
     cartridge_type: Literal["local", "remote"] = Field("local", description="No effect: Ray places the actor")
     cartridge_command: str | None = Field(None, description="No effect: Ray starts the actor")
     cartridge_host: str = Field("localhost", description="No effect: Ray finds the actor")
@@ -102,7 +104,7 @@ class Settings(BaseSettings):
         None, description="Context window of layer 4, in tokens; unset: 4096, or what the server elsewhere tells"
     )
     kobold_gpu_layers: int = Field(0, ge=-1, description="Model layers of layer 4 on the GPU; -1: all")
-    kobold_resource: str = Field("device_c", description="Ray resource of the device that runs layer 4")
+    kobold_resource: str = Field("device_c", description="Ray resource of the device that runs layer 4; or several")
 
     kitbash_cloud_url: str | None = Field(
         None, description="An OpenAI-compatible endpoint as layer 5, asked last and for money; unset: there is no layer 5"
@@ -217,6 +219,13 @@ class Settings(BaseSettings):
     @property
     def cache_dir(self) -> Path:
         return self.kitbash_cache_dir or _xdg("XDG_CACHE_HOME", ".cache")
+
+    @property
+    def resources(self) -> dict[str, tuple[str, ...]]:
+        """The Ray resources of each layer's replicas; layer 0 has one grain router."""
+        named = {"grain": self.grain_resource, "bitnet": self.bitnet_resource,
+                 "cartridge": self.cartridge_resource, "kobold": self.kobold_resource}  # fmt: skip
+        return {layer: tuple(part.strip() for part in text.split(",") if part.strip()) for layer, text in named.items()}
 
     @property
     def embedded_redis(self) -> bool:

@@ -135,7 +135,8 @@ def wanted_resources(settings: Settings) -> dict[str, list[str]]:
     wanted: dict[str, list[str]] = {settings.grain_resource: ["grain"]}
     for name in ("bitnet", "cartridge", "kobold"):
         if getattr(settings, f"{name}_auto_spawn"):
-            wanted.setdefault(getattr(settings, f"{name}_resource"), []).append(name)
+            for resource in dict.fromkeys(settings.resources[name]):
+                wanted.setdefault(resource, []).append(name)
     return wanted
 
 

@@ -10,6 +10,7 @@
     ├── LayerError            a layer could not do its work
     │   ├── LayerTimeout      ... in its time
     │   └── LayerUnavailable  ... because its process or device is gone
+    │       └── LayerBusy     ... or has too much to do
     ├── ClusterError          the cluster cannot be started, found or stopped
     └── ClientError           the front door refused a request, or is not there
         ├── NotRunning
@@ -74,6 +75,10 @@ class LayerTimeout(LayerError):
 
 class LayerUnavailable(LayerError):
     """The process or the device behind a layer is gone."""
+
+
+class LayerBusy(LayerUnavailable):
+    """A layer lives, and has more to do than it takes on."""
 
 
 class ClusterError(KitbashError):

@@ -167,7 +167,8 @@ class Answer(Struct, frozen=True, gc=False):
 
     When `status` is "abstained", `answer` is None and `candidate` is the best guess, if any,
     with its `sources`. `recorded` says whether Redis had the events when the answer was made.
-    `calibration` names the fit that the confidence is from.
+    `calibration` names the fit that the confidence is from. `degraded` are the layers that were
+    silent of late and so are not asked, or only to see whether they are back.
     """
 
     query_id: str
@@ -185,6 +186,7 @@ class Answer(Struct, frozen=True, gc=False):
     recorded: bool = False
     calibration: str | None = None
     generation: Generation | None = None
+    degraded: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -4,11 +4,12 @@
 --            list, which hears `ASK RESULT`, without a result when nobody will do it; `ask` is the asker's name for it
 --   KEYS[2]  when each worker was heard (sorted set)
 --   ARGV     what, GROUP, WORKER, then for each:
+--     put LEASE MOST KEPT REQUEST MS ASK REPLY   its id; 'nobody' when no worker was heard within LEASE ms, 'full'
 --     claim LEASE TRIES KEPT   {id, request, ms left}, or {the newest id} when there is nothing to do
 --     beat LEASE KEPT ID...    those ids that are not the worker's any more; the others are its own for another LEASE ms
 --     leave LEASE              what it had is free for the next worker
 --     settle ID RESULT REPLY_KEPT   1, or 0 when the work is not the worker's any more
---     alive LEASE              how many workers were heard within LEASE ms
+--     count LEASE              {workers heard within LEASE ms, work that waits or is worked on}
 local stream, workers = KEYS[1], KEYS[2]
 local what, group, worker = ARGV[1], ARGV[2], ARGV[3]
 local clock = redis.call('TIME')
@@ -49,7 +50,13 @@ local function next_entry(lease)
   end
 end
 
-if what == 'claim' then
+if what == 'put' then
+  if redis.call('ZCOUNT', workers, now - ARGV[4], '+inf') == 0 then return 'nobody' end
+  if redis.call('XLEN', stream) >= tonumber(ARGV[5]) then return 'full' end
+  local id = redis.call('XADD', stream, '*', 'request', ARGV[7], 'ms', ARGV[8], 'ask', ARGV[9], 'reply', ARGV[10])
+  redis.call('EXPIRE', stream, ARGV[6])
+  return id
+elseif what == 'claim' then
   local lease, tries, kept = ARGV[4], tonumber(ARGV[5]), ARGV[6]
   redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM') -- an error: it is there
   redis.call('EXPIRE', stream, kept)
@@ -91,7 +98,7 @@ elseif what == 'settle' then
   if not entry then return 0 end
   say(by_name(entry[2]), result, kept)
   return 1
-elseif what == 'alive' then
-  return redis.call('ZCOUNT', workers, now - ARGV[4], '+inf')
+elseif what == 'count' then
+  return {redis.call('ZCOUNT', workers, now - ARGV[4], '+inf'), redis.call('XLEN', stream)}
 end
 return redis.error_reply('unknown step ' .. what)

@@ -28,7 +28,7 @@ from kitbash_ray.blackboard import (
     work_key,
     workers_key,
 )
-from kitbash_ray.errors import StoreError
+from kitbash_ray.errors import LayerBusy, LayerUnavailable, StoreError
 from kitbash_ray.types import LayerResult, Query, decode, encode
 from kitbash_ray.work_types import BeatIn, Work
 
@@ -64,24 +64,18 @@ class WorkStream:
         self._redis = redis
         self._script = redis.register_script(SCRIPT.read_text())
 
-    async def put(self, asker: str, ask: str, query: Query, so_far: tuple[LayerResult, ...], seconds: float) -> str | None:
-        """Ask the workers; `asker` hears the result under the name `ask`.
+    async def put(self, asker: str, ask: str, query: Query, so_far: tuple[LayerResult, ...], seconds: float) -> str:
+        """Ask the workers; `asker` hears the result under the name `ask`. Returns the work's id.
 
-        Returns the work's id, None when too much waits already.
+        Raises LayerUnavailable when there is no worker, LayerBusy when too much waits already.
         """
-        if await self._call(self._redis.xlen(work_key(self.layer))) >= MOST_WAITING:
-            return None
-        fields = {
-            "request": encode(_Request(query, so_far)),
-            "ms": str(int(seconds * 1000)),
-            "ask": ask,
-            "reply": results_key(asker),
-        }
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(work_key(self.layer), fields)  # type: ignore[arg-type] # redis-py's dict is invariant
-            pipe.expire(work_key(self.layer), KEPT_S)
-            added = await self._call(pipe.execute())
-        return str(added[0].decode())
+        request, ms = encode(_Request(query, so_far)), int(seconds * 1000)
+        put = await self._step("put", "", LEASE_MS, MOST_WAITING, KEPT_S, request, ms, ask, results_key(asker))
+        if put == b"nobody":
+            raise LayerUnavailable(f"no worker of {self.layer} is connected: start `kitbash worker --layer {self.layer}`")
+        if put == b"full":
+            raise LayerBusy(f"too many questions wait for the workers of {self.layer}")
+        return str(put.decode())
 
     async def withdraw(self, work_id: str) -> None:
         """Nobody waits for this any more; its worker hears it with its next heartbeat."""
@@ -120,9 +114,10 @@ class WorkStream:
         """Hand `result` to whoever waits; False when the work is not this worker's any more."""
         return bool(await self._step("settle", worker, work_id, encode(result), RESULT_KEPT_S))
 
-    async def workers(self) -> int:
-        """How many live."""
-        return int(await self._step("alive", "", LEASE_MS))
+    async def count(self) -> tuple[int, int]:
+        """How many workers live, and how many questions wait for them or are worked on."""
+        workers, work = await self._step("count", "", LEASE_MS)
+        return int(workers), int(work)
 
     async def results(self, asker: str) -> AsyncGenerator[tuple[str, LayerResult | None], None]:
         """What `asker` asked, each with its result, None when no worker will do it. Never ends."""

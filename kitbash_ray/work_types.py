@@ -18,7 +18,7 @@ from kitbash_ray.types import LayerResult, Query, decode
 
 #: The layers that can be served from outside; layer 0 is a lookup in the front door, layer 5 somebody else's already.
 ServedLayer = Literal["bitnet", "cartridge", "kobold"]
-LAYERS: tuple[str, ...] = get_args(ServedLayer)
+SERVED: tuple[str, ...] = get_args(ServedLayer)
 #: Seconds that the front door keeps a worker waiting for work; most proxies wait 30 at least.
 CLAIM_WAIT_S = 25.0
 #: Work that one worker has at once, at most.

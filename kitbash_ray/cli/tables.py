@@ -20,20 +20,17 @@ def layers_table(layers: Iterable[Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "layer", "state", "node", "pid", "load", "about"):
         table.add_column(column, overflow="fold")
-    for layer in layers:
+    rows = ((each, number) for layer in layers for number, each in enumerate([layer, *layer.get("replicas", ())[1:]]))
+    for layer, number in rows:
         state = str(layer.get("state", "gone"))
         about = layer.get("reason") or layer.get("model") or _count(layer)
         cells = (layer.get("node", ""), layer.get("pid", ""), layer.get("load", ""), about)
         table.add_row(
-            str(layer["number"]),
-            str(layer["layer"]),
+            "" if number else str(layer["number"]),
+            f"  {layer.get('worker') or layer['name']}" if number else str(layer["layer"]),
             f"[{STATE_STYLE.get(state, '')}]{state}[/]",
             *(escape(str(cell)) for cell in cells),
         )
-        for worker in layer.get("workers", ()):
-            cells = (worker["node"], worker["pid"], worker["load"], worker["model"])
-            name = escape(f"  {worker['worker']}")
-            table.add_row("", name, worker["state"], *map(escape, cells))
     return table
 
 

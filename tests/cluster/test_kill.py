@@ -61,7 +61,7 @@ def test_a_killed_actor_costs_no_right_answer_and_comes_back(cluster: Cluster, c
         after = eventually(lambda: _new_pid(cluster, layer, before), BACK_S + SLACK_S, f"{layer} is back")
         took = time.monotonic() - killed
         seen = len(unknown.answers)
-        eventually(lambda: len(unknown.answers) > seen + 1, 20, "questions are answered by it")
+        eventually(lambda: any(layer not in a.degraded for _, a in unknown.answers[seen + 1 :]), 20, "it is asked again")
     assert after != before
     assert took < BACK_S, f"{layer} came back after {took:.1f} s"
     assert known.errors == unknown.errors == []
@@ -119,11 +119,24 @@ def test_an_actor_that_stands_still_costs_its_timeout_and_no_more(
         answer = client.ask(UNKNOWN)
         assert client.ask("What is ATP?").answer == fact_text(ATP)
     step = next(step for step in answer.path if step.layer == layer)
-    assert step.outcome == "timeout"
-    assert limit <= step.latency_ms / 1000 + 0.01
-    assert step.latency_ms / 1000 < limit + SLACK_S
+    assert step.outcome in ("timeout", "failed")  # failed: its health was missed before its time was over
+    assert 1 < step.latency_ms / 1000 < limit + SLACK_S
     assert answer.layer == answers
+    assert layer in answer.degraded
     eventually(lambda: client.ask(UNKNOWN).layer == "kobold", 20, "the layer answers again")
+
+
+def test_a_layer_that_stands_still_costs_one_question_its_timeout_and_the_next_ones_nothing(
+    cluster: Cluster, client: Kitbash
+) -> None:
+    with stopped(cluster.pid("cartridge")):
+        client.ask(UNKNOWN)
+        took = [next(step.latency_ms for step in client.ask(UNKNOWN).path if step.layer == "cartridge") for _ in range(5)]
+        assert cluster.layers()["cartridge"]["breaker"] != "closed"
+    assert sum(limit >= 1000 for limit in took) <= 2, took  # a trial, or two on a slow machine
+    answer = eventually(lambda: (said := client.ask(UNKNOWN)).degraded == () and said, 10, "the layer is used again")
+    assert {step.layer: step.outcome for step in answer.path}["cartridge"] == "answered"
+    assert cluster.layers()["cartridge"]["breaker"] == "closed"
 
 
 def redis_process(cluster: Cluster) -> psutil.Process:

@@ -14,15 +14,14 @@ import pytest
 from worker_process import WorkerProcess, tls_before, write_certificate
 
 from actors.orchestrator import redis_client
-from kitbash_ray import __version__
+from kitbash_ray import Kitbash, __version__
 from kitbash_ray.calibration import load_calibration
-from kitbash_ray.edge import EdgeLayer
-from kitbash_ray.errors import LayerUnavailable
+from kitbash_ray.edge import EdgeMember
 from kitbash_ray.gate import OPEN_PATHS
-from kitbash_ray.types import LayerResult, Query
+from kitbash_ray.types import Answer, LayerResult, Query
 from kitbash_ray.work import WorkStream
 
-from .harness import Cluster, eventually
+from .harness import UNKNOWN, Cluster, eventually, stopped
 from .test_kill import replicas
 
 ME = {"worker": "pi", "version": __version__, "calibration": load_calibration().version}
@@ -44,13 +43,13 @@ def key(cluster: Cluster) -> Iterator[str]:
 
 
 @pytest.fixture
-async def edge(cluster: Cluster) -> AsyncIterator[EdgeLayer]:
+async def edge(cluster: Cluster) -> AsyncIterator[EdgeMember]:
     client = redis_client(cluster.settings.resolved_redis_url)
-    layer = EdgeLayer(WorkStream(client, "bitnet"), 60.0)
-    running = asyncio.ensure_future(layer.run())
-    yield layer
-    running.cancel()
-    await asyncio.wait((running,))
+    member = EdgeMember(WorkStream(client, "bitnet"), 60.0)
+    hearing = asyncio.ensure_future(member.hear())
+    yield member
+    hearing.cancel()
+    await asyncio.wait((hearing,))
     await client.aclose()
 
 
@@ -64,28 +63,28 @@ def start(cluster: Cluster, url: str, key: str, *arguments: str) -> WorkerProces
     )
 
 
-async def is_seen(edge: EdgeLayer, process: WorkerProcess) -> None:
+async def is_seen(edge: EdgeMember, process: WorkerProcess) -> None:
     await asyncio.to_thread(process.wait_for, "connected to")
-    await asyncio.to_thread(eventually, lambda: edge.ready, 10, "the worker is seen")
+    await asyncio.wait_for(edge.first_worker(), 10)
 
 
-async def ask(edge: EdgeLayer) -> LayerResult:
+async def ask(edge: EdgeMember) -> LayerResult:
     return await asyncio.wait_for(edge.answer(Query("What is ATP?")), 60)
 
 
-async def test_a_worker_answers_through_the_front_door_and_is_listed(cluster: Cluster, key: str, edge: EdgeLayer) -> None:
+async def test_a_worker_answers_through_the_front_door_and_is_listed(cluster: Cluster, key: str, edge: EdgeMember) -> None:
     with start(cluster, cluster.url, key, "--name", "kitchen") as process:
         await is_seen(edge, process)
         assert (await ask(edge)).outcome == "answered"
-        [beat] = cluster.layers()["bitnet"]["workers"]
+        [_, beat] = cluster.layers()["bitnet"]["replicas"]
         assert (beat["worker"], beat["pid"]) == ("kitchen", str(process.process.pid))
         assert "kitchen" in (await asyncio.to_thread(cluster.command, "status")).stdout
         process.signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait) == 0, process.said
-    assert "workers" not in cluster.layers()["bitnet"]
+    assert "replicas" not in cluster.layers()["bitnet"]
 
 
-async def test_a_worker_answers_over_tls(cluster: Cluster, key: str, edge: EdgeLayer, tmp_path: Path) -> None:
+async def test_a_worker_answers_over_tls(cluster: Cluster, key: str, edge: EdgeMember, tmp_path: Path) -> None:
     certificate, secret = write_certificate(tmp_path)
     with (
         tls_before(cluster.settings.kitbash_port, certificate, secret) as url,
@@ -95,34 +94,47 @@ async def test_a_worker_answers_over_tls(cluster: Cluster, key: str, edge: EdgeL
         assert (await ask(edge)).outcome == "answered"
 
 
-async def test_a_killed_worker_is_missed_within_seconds(cluster: Cluster, key: str, edge: EdgeLayer) -> None:
+async def test_when_a_layers_actor_is_gone_its_worker_answers_and_when_that_is_killed_the_actor_does(
+    cluster: Cluster, client: Kitbash, key: str, edge: EdgeMember
+) -> None:
+    actor = cluster.pid("bitnet")
     with start(cluster, cluster.url, key) as process:
         await is_seen(edge, process)
-        process.signal(signal.SIGSTOP)
-        asking = asyncio.ensure_future(ask(edge))
-        await asyncio.sleep(0)
+        with stopped(actor):
+            answer = await asyncio.to_thread(_answered_by, client, "bitnet")
+            assert answer.path[1].outcome == "answered"
         process.signal(signal.SIGKILL)
-        with pytest.raises(LayerUnavailable):
-            await asyncio.wait_for(asking, 20)
+        answer = await asyncio.to_thread(_answered_by, client, "bitnet")
+        assert answer.path[1].outcome == "answered"
 
 
-async def test_a_worker_is_back_after_its_front_door_was_killed(cluster: Cluster, key: str, edge: EdgeLayer) -> None:
+def _answered_by(client: Kitbash, layer: str) -> Answer:
+    """An answer to whose path `layer` has given one."""
+
+    def look() -> Answer | None:
+        answer = client.ask(UNKNOWN)
+        return answer if ("answered" in {step.outcome for step in answer.path if step.layer == layer}) else None
+
+    found = eventually(look, 30, f"{layer} answers")
+    assert found
+    return found
+
+
+async def test_a_worker_is_back_after_its_front_door_was_killed(cluster: Cluster, key: str, edge: EdgeMember) -> None:
     with start(cluster, cluster.url, key) as process:
         await is_seen(edge, process)
         for replica in replicas(cluster):
             replica.kill()
         await asyncio.to_thread(process.wait_for, "trying again")
         await asyncio.to_thread(process.wait_for, "connected to", times=2)
-        await asyncio.to_thread(eventually, lambda: edge.ready, 10, "the worker is seen")
         assert (await ask(edge)).outcome == "answered"
 
 
-async def test_a_claim_whose_client_is_gone_takes_no_work(cluster: Cluster, edge: EdgeLayer) -> None:
+async def test_a_claim_whose_client_is_gone_takes_no_work(cluster: Cluster, edge: EdgeMember) -> None:
     with cluster.http() as http:
         http.post("/v1/work/bitnet/heartbeat", json=ME).raise_for_status()
         with pytest.raises(httpx.ReadTimeout):
             http.post("/v1/work/bitnet/claim", json={**ME, "worker": "gone"}, timeout=0.5)
-        await asyncio.to_thread(eventually, lambda: edge.ready, 10, "a worker is seen")
         await asyncio.sleep(0.5)  # the front door hears of it through HAProxy
         asking = asyncio.ensure_future(edge.answer(Query("?")))
         reply = await asyncio.to_thread(http.post, "/v1/work/bitnet/claim", json={**ME, "wait_s": 1})

@@ -11,10 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 from actors.orchestrator import redis_client
-from kitbash_ray import edge as edge_module
+from kitbash_ray import replicas as replicas_module
 from kitbash_ray import work as work_module
-from kitbash_ray.edge import EdgeLayer
-from kitbash_ray.errors import LayerUnavailable, StoreError
+from kitbash_ray.edge import EdgeMember
+from kitbash_ray.errors import LayerBusy, LayerUnavailable, StoreError
+from kitbash_ray.replicas import StreamingReplicas
 from kitbash_ray.types import LayerResult, Query, Turn
 from kitbash_ray.work import WorkStream
 from kitbash_ray.work_types import BeatIn, Work
@@ -36,15 +37,14 @@ async def stream(redis: Redis, redis_url: str) -> AsyncIterator[WorkStream]:
 
 
 @pytest.fixture
-async def open_edge(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., EdgeLayer]]:
-    """Open the layer as a front-door replica does."""
-    monkeypatch.setattr(edge_module, "LOOK_S", 0.02)
+async def open_edge(redis_url: str) -> AsyncIterator[Callable[..., EdgeMember]]:
+    """Open the member as a front-door replica does."""
     clients, running = [], []
 
-    def opens(url: str = redis_url, timeout_s: float = 60.0) -> EdgeLayer:
+    def opens(url: str = redis_url, timeout_s: float = 60.0) -> EdgeMember:
         clients.append(redis_client(url))
-        edge = EdgeLayer(WorkStream(clients[-1], "bitnet"), timeout_s)
-        running.append(asyncio.create_task(edge.run()))
+        edge = EdgeMember(WorkStream(clients[-1], "bitnet"), timeout_s)
+        running.append(asyncio.create_task(edge.hear()))
         return edge
 
     yield opens
@@ -72,10 +72,9 @@ async def until(look: Callable[[], Any | Awaitable[Any]], what: str) -> Any:
     raise AssertionError(f"never: {what}")
 
 
-async def connected(edge: EdgeLayer, stream: WorkStream, *workers: str) -> None:
+async def connected(stream: WorkStream, *workers: str) -> None:
     for worker in workers:
         await stream.beat(beat(worker))
-    await until(lambda: edge.ready, "a worker is seen")
 
 
 async def claimed(stream: WorkStream, worker: str) -> Work:
@@ -86,26 +85,38 @@ async def claimed(stream: WorkStream, worker: str) -> Work:
 
 async def test_a_worker_gets_the_question_whole_and_its_answer_comes_back(stream: WorkStream, open_edge: Any) -> None:
     edge = open_edge(timeout_s=20)
-    await connected(edge, stream, "a")
+    await connected(stream, "a")
     asking = asyncio.create_task(edge.answer(QUERY, (EARLIER,)))
     work = await claimed(stream, "a")
     assert (work.query, work.so_far) == (QUERY, (EARLIER,))
     assert 15 < work.seconds <= 20
-    assert edge.load == 1
     assert await stream.settle("a", work.id, FOUND)
     assert await asyncio.wait_for(asking, 5) == FOUND
-    assert edge.load == 0
+
+
+async def test_the_members_load_is_that_of_its_least_busy_worker_and_one_for_the_way(
+    stream: WorkStream, open_edge: Any
+) -> None:
+    edge = open_edge()
+    with pytest.raises(LayerUnavailable, match="no worker of bitnet"):
+        await edge.health()
+    await connected(stream, "a", "b")
+    loads = []
+    for _ in range(5):
+        loads.append((await edge.health()).load)
+        await stream.put("me", "one", QUERY, (), 5)
+    assert loads == [1, 1, 2, 2, 3]
 
 
 async def test_without_a_worker_the_layer_is_unavailable_at_once(open_edge: Any, redis: Redis) -> None:
     with pytest.raises(LayerUnavailable, match="kitbash worker --layer bitnet"):
         await open_edge().answer(QUERY)
-    assert await redis.keys("*work*") == []
+    assert await redis.exists("kitbash:work:bitnet") == 0
 
 
 async def test_an_answer_comes_once_and_only_from_whoever_has_the_work(stream: WorkStream, open_edge: Any) -> None:
     edge = open_edge()
-    await connected(edge, stream, "a", "b")
+    await connected(stream, "a", "b")
     asking = asyncio.create_task(edge.answer(QUERY))
     work = await claimed(stream, "a")
     assert not await stream.settle("b", work.id, LayerResult("bitnet", "answered", text="forged"))
@@ -120,7 +131,7 @@ async def test_work_of_a_worker_that_is_silent_goes_to_the_next(
 ) -> None:
     monkeypatch.setattr(work_module, "LEASE_MS", LEASE_MS)
     edge = open_edge()
-    await connected(edge, stream, "a", "b")
+    await connected(stream, "a", "b")
     asking = asyncio.create_task(edge.answer(QUERY))
     first = await claimed(stream, "a")
 
@@ -146,7 +157,7 @@ async def test_a_heartbeat_keeps_work_as_long_as_it_takes(
 ) -> None:
     monkeypatch.setattr(work_module, "LEASE_MS", LEASE_MS)
     edge = open_edge()
-    await connected(edge, stream, "a")
+    await connected(stream, "a")
     asking = asyncio.create_task(edge.answer(QUERY))
     work = await claimed(stream, "a")
     for _ in range(10):
@@ -158,56 +169,52 @@ async def test_a_heartbeat_keeps_work_as_long_as_it_takes(
 
 
 async def test_a_question_that_two_workers_died_of_goes_to_no_third(
-    stream: WorkStream, open_edge: Any, monkeypatch: pytest.MonkeyPatch
+    stream: WorkStream, open_edge: Any, monkeypatch: pytest.MonkeyPatch, redis: Redis
 ) -> None:
-    monkeypatch.setattr(work_module, "LEASE_MS", 1)
     edge = open_edge()
-    monkeypatch.setattr(edge_module.WorkStream, "workers", _always_one)
-    await until(lambda: edge.ready, "a worker is seen")
+    await connected(stream, "c")
     asking = asyncio.create_task(edge.answer(QUERY))
-    await claimed(stream, "a")
-    await asyncio.sleep(0.01)
-    await claimed(stream, "b")
-    await asyncio.sleep(0.01)
+    await until(lambda: _waits(redis, 1), "the question waits")
+    monkeypatch.setattr(work_module, "LEASE_MS", 1)
+    for worker in ("a", "b"):
+        await claimed(stream, worker)
+        await asyncio.sleep(0.01)
     assert await stream.claim("c", 0) is None
-    with pytest.raises(LayerUnavailable, match="gone"):
+    with pytest.raises(LayerUnavailable, match="are gone"):
         await asyncio.wait_for(asking, 5)
-
-
-async def _always_one(stream: WorkStream) -> int:
-    return 1
 
 
 async def test_when_the_last_worker_is_silent_nobody_waits_for_it(
     stream: WorkStream, open_edge: Any, monkeypatch: pytest.MonkeyPatch, redis: Redis
 ) -> None:
     monkeypatch.setattr(work_module, "LEASE_MS", LEASE_MS)
-    edge = open_edge()
-    await connected(edge, stream, "a")
-    asking = asyncio.create_task(edge.answer(QUERY))
+    monkeypatch.setattr(replicas_module, "CHECK_EVERY_S", 0.02)
+    await connected(stream, "a")
+    layer = StreamingReplicas("bitnet", [open_edge()])
+    watching = asyncio.create_task(layer.watch())
+    asking = asyncio.create_task(layer.answer(QUERY, ()))
     await claimed(stream, "a")
-    with pytest.raises(LayerUnavailable, match="gone"):
+    with pytest.raises(LayerUnavailable, match="no worker of bitnet is connected"):
         await asyncio.wait_for(asking, 5)
-    assert not edge.ready
-    await until(lambda: _empty(redis), "the work is withdrawn")
+    await until(lambda: _waits(redis, 0), "the work is withdrawn")
+    watching.cancel()
 
 
-async def _empty(redis: Redis) -> bool:
-    return bool(await redis.xlen("kitbash:work:bitnet") == 0)
+async def _waits(redis: Redis, count: int) -> bool:
+    return bool(await redis.xlen("kitbash:work:bitnet") == count)
 
 
 async def test_a_question_that_is_called_off_is_taken_back_from_its_worker(
     stream: WorkStream, open_edge: Any, redis: Redis
 ) -> None:
     edge = open_edge()
-    await connected(edge, stream, "a")
+    await connected(stream, "a")
     asking = asyncio.create_task(edge.answer(QUERY))
     work = await claimed(stream, "a")
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert edge.load == 0
-    await until(lambda: _empty(redis), "the work is withdrawn")
+    await until(lambda: _waits(redis, 0), "the work is withdrawn")
     assert await stream.beat(beat("a", work.id)) == (work.id,)
     assert not await stream.settle("a", work.id, FOUND)
 
@@ -216,16 +223,17 @@ async def test_a_question_that_is_called_off_before_it_is_put_is_given_to_nobody
     stream: WorkStream, open_edge: Any, redis: Redis
 ) -> None:
     edge = open_edge()
-    await connected(edge, stream, "a")
+    await connected(stream, "a")
     for _ in range(20):
         asking = asyncio.create_task(edge.answer(QUERY))
         await asyncio.sleep(0)
         asking.cancel()
-    await until(lambda: _empty(redis), "the work is withdrawn")
+    await until(lambda: not edge._withdrawals and not edge._waiting, "all is withdrawn")
     assert await stream.claim("a", 0) is None
 
 
 async def test_work_that_nobody_waits_for_any_more_is_given_to_nobody(stream: WorkStream, redis: Redis) -> None:
+    await connected(stream, "a")
     await stream.put("me", "one", QUERY, (), 0.01)
     await asyncio.sleep(0.02)
     await stream.put("me", "two", QUERY, (), 5)
@@ -238,32 +246,29 @@ async def test_work_that_nobody_waits_for_any_more_is_given_to_nobody(stream: Wo
 
 async def test_the_questions_own_time_is_shorter_than_the_layers(stream: WorkStream, open_edge: Any) -> None:
     edge = open_edge(timeout_s=60)
-    await connected(edge, stream, "a")
+    await connected(stream, "a")
     asking = asyncio.create_task(edge.answer(Query("?", deadline_s=5)))
     assert (await claimed(stream, "a")).seconds <= 5
     asking.cancel()
 
 
-async def test_too_much_work_is_refused_at_once(stream: WorkStream, open_edge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_much_work_is_refused_at_once(
+    stream: WorkStream, open_edge: Any, monkeypatch: pytest.MonkeyPatch, redis: Redis
+) -> None:
     monkeypatch.setattr(work_module, "MOST_WAITING", 2)
     edge = open_edge()
-    await connected(edge, stream, "a")
+    await connected(stream, "a")
     asking = [asyncio.create_task(edge.answer(QUERY)) for _ in range(2)]
-    await until(lambda: _waits(stream, 2), "two wait")
-    with pytest.raises(LayerUnavailable, match="too many questions"):
+    await until(lambda: _waits(redis, 2), "two wait")
+    with pytest.raises(LayerBusy, match="too many questions"):
         await edge.answer(QUERY)
     for task in asking:
         task.cancel()
 
 
-async def _waits(stream: WorkStream, count: int) -> bool:
-    return bool(await stream._redis.xlen("kitbash:work:bitnet") == count)
-
-
 async def test_many_questions_at_once_each_get_their_own_answer(stream: WorkStream, open_edge: Any) -> None:
     edge, other = open_edge(), open_edge()
-    await connected(edge, stream, "a")
-    await until(lambda: other.ready, "the other replica sees the worker")
+    await connected(stream, "a")
 
     async def works(name: str) -> None:
         while work := await stream.claim(name, 2):
@@ -278,13 +283,13 @@ async def test_many_questions_at_once_each_get_their_own_answer(stream: WorkStre
 
 
 async def test_a_worker_that_leaves_is_gone_at_once_and_its_work_is_free(stream: WorkStream, redis: Redis) -> None:
-    await stream.put("me", "one", QUERY, (), 5)
     await stream.beat(beat("a"))
+    await stream.put("me", "one", QUERY, (), 5)
     work = await claimed(stream, "a")
-    assert await stream.workers() == 1
+    assert await stream.count() == (1, 1)
     assert await redis.exists("kitbash:actor:edge:bitnet:a")
     await stream.beat(beat("a", state="leaving"))
-    assert await stream.workers() == 0
+    assert await stream.count() == (0, 1)
     assert not await redis.exists("kitbash:actor:edge:bitnet:a")
     assert (await claimed(stream, "b")).id == work.id
 
@@ -295,6 +300,7 @@ async def test_whoever_stops_waiting_for_work_takes_none(stream: WorkStream) -> 
     waiting.cancel()
     with suppress(asyncio.CancelledError):
         await waiting
+    await connected(stream, "b")
     await stream.put("me", "one", QUERY, (), 5)
     assert await stream.claim("b", 0) is not None
 
@@ -316,14 +322,14 @@ async def test_every_key_of_the_work_ends_by_itself(stream: WorkStream, redis: R
 async def test_when_redis_is_away_the_layer_is_unavailable_and_it_is_back_with_it(own_redis: Any, open_edge: Any) -> None:
     client = redis_client(own_redis.url)
     stream, edge = WorkStream(client, "bitnet"), open_edge(own_redis.url)
-    await connected(edge, stream, "a")
+    await connected(stream, "a")
     own_redis.stop()
     with pytest.raises(LayerUnavailable):
         await asyncio.wait_for(edge.answer(QUERY), 30)
     with pytest.raises(StoreError):
         await stream.claim("a", 1)
     own_redis.start()
-    await connected(edge, stream, "a")
+    await connected(stream, "a")
     asking = asyncio.create_task(edge.answer(QUERY))
     assert await stream.settle("a", (await claimed(stream, "a")).id, FOUND)
     assert await asking == FOUND

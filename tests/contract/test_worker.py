@@ -17,20 +17,20 @@ import uvicorn
 from redis.asyncio import Redis
 from worker_process import WorkerProcess, tls_before, write_certificate
 
+from actors.frontdoor import with_workers
 from actors.orchestrator import Orchestrator, redis_client
 from kitbash_ray import __version__, worker
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.calibration import load_calibration
 from kitbash_ray.cascade import Cascade
 from kitbash_ray.config import PROJECT, load_settings
-from kitbash_ray.edge import EdgeLayer
 from kitbash_ray.errors import ClientError
 from kitbash_ray.feed import Feed
 from kitbash_ray.keys import add_key, keys_file
 from kitbash_ray.policy import Calibrated
+from kitbash_ray.replicas import StreamingReplicas
 from kitbash_ray.testing import EchoLayer, ScriptedLayer, SlowLayer
 from kitbash_ray.types import Answer, Layer, LayerResult, Query, encode
-from kitbash_ray.work import WorkStream
 from kitbash_ray.work_types import WorkerIn
 from kitbash_ray.worker import Door, Worker
 from serve_app import build_http
@@ -46,17 +46,19 @@ class FrontDoor:
     """The routes of serve_app on a port of their own, with layers that only workers do. It can be stopped and started."""
 
     def __init__(self, folder: Path, redis_url: str, recorder: Any, layers: tuple[str, ...]) -> None:
-        self.settings = load_settings(redis_url=redis_url, kitbash_state_dir=folder)
+        self.settings = load_settings(redis_url=redis_url, kitbash_state_dir=folder, bitnet_timeout=30_000)
         self._redis = redis_client(redis_url)
-        self.edges = {name: EdgeLayer(WorkStream(self._redis, name), 30.0) for name in layers}
-        all_layers: list[Layer] = [ScriptedLayer("grain", NOTHING), *self.edges.values()]
-        cascade = Cascade(all_layers, Calibrated(load_calibration()), timeouts_s=dict.fromkeys(layers, 30.0))
+        cascade = Cascade(
+            [ScriptedLayer("grain", NOTHING)], Calibrated(load_calibration()), timeouts_s=dict.fromkeys(layers, 30.0)
+        )
         self.orchestrator = Orchestrator(cascade, recorder, Blackboard(self._redis), Feed(self._redis))
         self._app = build_http(self.orchestrator, self.settings, TOKEN)
         self._socket = _bound(0)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._tasks = [asyncio.ensure_future(edge.run()) for edge in self.edges.values()]
+        self._tasks = [
+            asyncio.ensure_future(with_workers(self.settings, cascade, StreamingReplicas(name, []))) for name in layers
+        ]
 
     def key(self, layer: str, name: str = "pi") -> str:
         return add_key(keys_file(self.settings), name, None, layer)
@@ -86,6 +88,9 @@ class FrontDoor:
 
     async def ask(self, text: str, layer: str = "bitnet") -> Answer:
         return await self.orchestrator.ask(Query(text, layers=(layer,)))
+
+    async def has_worker(self) -> bool:
+        return bool((await self.layer())["state"] == "ready")
 
     async def layer(self, name: str = "bitnet") -> dict[str, Any]:
         async with self.http() as http:
@@ -148,22 +153,31 @@ async def test_a_machine_without_ray_and_redis_serves_layer_1_with_its_own_key(
     shutil.copytree(PROJECT / "cartridges" / "biochemistry", library / "biochemistry")
     process = start_worker("--name", "kitchen", KITBASH_TOKEN=door.key("bitnet"), CARTRIDGES_DIR=str(library), BITNET_MODEL="")
     await says(process, "connected to")
-    await until(lambda: door.edges["bitnet"].ready, "the worker is seen")
+    await until(door.has_worker, "the worker is seen")
     answer = await door.ask("What is ATP?")
     assert answer.status == "answered", answer
     assert answer.answer
     assert answer.answer.startswith(ATP)
     assert answer.sources[0].cartridge == "biochemistry"
-    layer = await door.layer()
-    [beat] = layer["workers"]
-    assert (layer["state"], beat["worker"], beat["state"], beat["load"]) == ("ready", "kitchen", "ready", "0")
-    assert beat["model"] == "kitbash-student" or beat["model"]
+    beat = await door.layer()
+    assert (beat["worker"], beat["state"], beat["load"], beat["version"]) == ("kitchen", "ready", "0", __version__)
+    assert beat["model"]
     # SIGTERM ends it, and it says goodbye
     process.signal(signal.SIGTERM)
     assert await asyncio.to_thread(process.wait) == 0, process.said
     assert process.said.splitlines()[-1] == "stopped"
-    layer = await door.layer()
-    assert (layer["state"], layer.get("workers")) == ("off", None)
+    assert (await door.layer())["state"] == "gone"
+
+
+async def test_a_layer_without_actors_is_off_until_its_first_worker_comes(door: FrontDoor) -> None:
+    assert (await door.layer())["state"] == "off"
+    assert (await door.ask("Hello")).path == ()
+    async with door.http() as http:
+        await http.post("/v1/work/bitnet/heartbeat", json=ME)
+        await until(door.has_worker, "the worker is seen")
+        await http.post("/v1/work/bitnet/heartbeat", json={**ME, "state": "leaving"})
+    assert (await door.layer())["state"] == "gone"
+    assert (await door.layer("kobold"))["state"] == "off"
 
 
 async def test_over_tls_the_certificate_has_to_be_known(door: FrontDoor, start_worker: Any, tmp_path: Path) -> None:
@@ -173,7 +187,7 @@ async def test_over_tls_the_certificate_has_to_be_known(door: FrontDoor, start_w
         await says(stranger, "name its certificate with --ca; trying again")
         process = start_worker("--ca", str(certificate), url=url)
         await says(process, "connected to https://")
-        await until(lambda: door.edges["bitnet"].ready, "the worker is seen")
+        await until(door.has_worker, "the worker is seen")
         assert (await door.ask("Hello")).status == "answered"
         assert "connected" not in stranger.said
         process.signal(signal.SIGINT)
@@ -183,7 +197,7 @@ async def test_over_tls_the_certificate_has_to_be_known(door: FrontDoor, start_w
 async def test_a_worker_killed_in_the_middle_costs_its_lease_and_not_the_answer(door: FrontDoor, start_worker: Any) -> None:
     dying = start_worker("--name", "dying")
     await says(dying, "connected")
-    await until(lambda: door.edges["bitnet"].ready, "the worker is seen")
+    await until(door.has_worker, "the worker is seen")
     dying.signal(signal.SIGSTOP)  # it has a claim open, and will do nothing with what comes
     asking = asyncio.ensure_future(door.ask("Hello"))
     await until(lambda: _pending(door), "it has the question")
@@ -210,16 +224,15 @@ async def test_when_the_only_worker_is_killed_the_layer_fails_long_before_its_ti
 ) -> None:
     process = start_worker()
     await says(process, "connected")
-    await until(lambda: door.edges["bitnet"].ready, "the worker is seen")
+    await until(door.has_worker, "the worker is seen")
     process.signal(signal.SIGSTOP)
     asking = asyncio.ensure_future(door.ask("Hello"))
     await until(lambda: _pending(door), "it has the question")
     process.signal(signal.SIGKILL)
     answer = await asyncio.wait_for(asking, 15)
     assert [step.outcome for step in answer.path] == ["failed"]
-    assert "is gone" in str(answer.path[0].reason)
-    again = await door.ask("Hello")
-    assert "no worker of bitnet is connected" in str(again.path[0].reason)
+    assert "no worker of bitnet is connected" in str(answer.path[0].reason)
+    assert "bitnet" in (await door.ask("Hello")).degraded
 
 
 async def _pending(door: FrontDoor) -> bool:
@@ -228,7 +241,8 @@ async def _pending(door: FrontDoor) -> bool:
 
 
 async def _names(door: FrontDoor, expected: list[str]) -> bool:
-    return [beat["worker"] for beat in (await door.layer()).get("workers", ())] == expected
+    layer = await door.layer()
+    return [beat["worker"] for beat in layer.get("replicas", [layer])] == expected
 
 
 async def test_a_worker_whose_front_door_goes_away_is_back_when_that_is(door: FrontDoor, start_worker: Any) -> None:
@@ -238,7 +252,7 @@ async def test_a_worker_whose_front_door_goes_away_is_back_when_that_is(door: Fr
     await says(process, "trying again")
     await door.start()
     await says(process, "connected to", times=2)
-    await until(lambda: door.edges["bitnet"].ready, "the worker is seen")
+    await until(door.has_worker, "the worker is seen")
     assert (await door.ask("Hello")).status == "answered"
     assert process.said.count("trying again") == 1
 
@@ -300,7 +314,7 @@ async def test_a_malformed_request_is_refused_with_one_sentence(door: FrontDoor,
 async def claimed(door: FrontDoor, http: httpx.AsyncClient) -> tuple[asyncio.Task[Answer], dict[str, Any]]:
     """A question, and the work that it became."""
     await http.post("/v1/work/bitnet/heartbeat", json=ME)
-    await until(lambda: door.edges["bitnet"].ready, "the worker is seen")
+    await until(door.has_worker, "the worker is seen")
     asking = asyncio.ensure_future(door.ask("What is ATP?"))
     reply = await http.post("/v1/work/bitnet/claim", json=ME)
     assert reply.status_code == 200
@@ -360,7 +374,7 @@ async def test_a_worker_gives_up_a_question_that_is_called_off_and_takes_the_nex
     slow = SlowLayer("bitnet")
     serving = open_worker(door, slow)
     running = asyncio.ensure_future(serving.run())
-    await until(lambda: door.edges["bitnet"].ready, "the worker is seen")
+    await until(door.has_worker, "the worker is seen")
     asking = asyncio.ensure_future(door.ask("first"))
     await asyncio.wait_for(slow.started.wait(), 10)
     asking.cancel()
@@ -376,7 +390,7 @@ async def test_a_worker_that_is_told_to_stop_ends_after_the_question_at_hand(doo
     slow = SlowLayer("bitnet")
     serving = open_worker(door, slow)
     running = asyncio.ensure_future(serving.run())
-    await until(lambda: door.edges["bitnet"].ready, "the worker is seen")
+    await until(door.has_worker, "the worker is seen")
     asking = asyncio.ensure_future(door.ask("one"))
     await asyncio.wait_for(slow.started.wait(), 10)
     serving.stop()
@@ -384,7 +398,7 @@ async def test_a_worker_that_is_told_to_stop_ends_after_the_question_at_hand(doo
     slow.release.set()
     await asyncio.wait_for(running, 10)
     assert (await asking).answer == "at last"
-    assert "workers" not in await door.layer()
+    assert not await door.has_worker()
 
 
 @pytest.mark.usefixtures("fast")
@@ -392,7 +406,7 @@ async def test_an_answer_made_while_the_front_door_is_away_is_handed_in_when_it_
     slow = SlowLayer("bitnet")
     serving = open_worker(door, slow)
     running = asyncio.ensure_future(serving.run())
-    await until(lambda: door.edges["bitnet"].ready, "the worker is seen")
+    await until(door.has_worker, "the worker is seen")
     asking = asyncio.ensure_future(door.ask("one"))
     await asyncio.wait_for(slow.started.wait(), 10)
     await door.stop()
@@ -407,7 +421,7 @@ async def test_an_answer_made_while_the_front_door_is_away_is_handed_in_when_it_
 async def test_what_a_layer_cannot_say_is_a_failed_result_and_the_worker_goes_on(door: FrontDoor) -> None:
     serving = open_worker(door, EchoLayer("bitnet", confidence=2.0))
     running = asyncio.ensure_future(serving.run())
-    await until(lambda: door.edges["bitnet"].ready, "the worker is seen")
+    await until(door.has_worker, "the worker is seen")
     for _ in range(2):
         answer = await asyncio.wait_for(door.ask("one"), 10)
         assert "confidence is not between 0 and 1" in str(answer.path[0].reason)

@@ -28,6 +28,8 @@ FLOORS: list[set[str]] = [
     {"config"},
     {
         "bounds",
+        "breaker",
+        "replicas",
         "consensus",
         "calibration",
         "policy",
@@ -189,7 +191,7 @@ def test_a_pure_module_knows_only_pure_ones(name: str) -> None:
 def test_the_cascade_knows_nothing_of_redis_ray_http_and_who_listens() -> None:
     known = imports_of(MODULES["kitbash_ray.cascade"], deep=True)
     assert {name for name in known if name.startswith("kitbash_ray")} <= {
-        f"kitbash_ray.{name}" for name in ("consensus", "errors", "policy", "types")
+        f"kitbash_ray.{name}" for name in ("breaker", "consensus", "errors", "policy", "types")
     }
     assert not {name for name in known if names(name, {"redis", "ray", "httpx", "fastapi", "starlette"})}
 
