@@ -11,6 +11,7 @@ import ray
 from actors.deploy import start_actors
 from actors.heartbeat import Heartbeat
 from actors.orchestrator import Orchestrator, follow_index, redis_client
+from actors.queue_worker import work
 from actors.remote import RemoteLayer, RemoteStreamingLayer
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.config import Settings, child_environment, started_by_up
@@ -57,6 +58,7 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     )
     _BACKGROUND.add(asyncio.create_task(follow_index(router, grain, snapshot.version)))
     _BACKGROUND.add(asyncio.create_task(orchestrator.heed_calls()))
+    _BACKGROUND.add(asyncio.create_task(work(orchestrator, settings, str(replica))))
     Heartbeat(f"front_door:{replica}", "front_door", settings, lambda: _status(orchestrator, grain))
     return orchestrator
 
