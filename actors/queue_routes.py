@@ -23,8 +23,8 @@ from kitbash_ray.errors import StoreError
 from kitbash_ray.gate import BUDGET, BY_KEY, refusal
 from kitbash_ray.http_types import SubmitIn, within_budget
 from kitbash_ray.knowledge.grain_index import known_cartridges
-from kitbash_ray.queue import MAX_ATTEMPTS, Job, Queue, digest
-from kitbash_ray.types import Query, encode
+from kitbash_ray.queue import MAX_ATTEMPTS, Queue, digest
+from kitbash_ray.types import Job, Query, encode
 
 #: The longest wait for the end of a query, in seconds, and how many may wait in a replica; others are told at once.
 MAX_WAIT_S, MAX_WAITING = 30.0, 32

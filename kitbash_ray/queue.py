@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kitbash_ray.blackboard import DEAD_LETTERS, QUEUE, idempotency_key, query_key
 from kitbash_ray.errors import StoreError
-from kitbash_ray.types import Query, decode, encode
+from kitbash_ray.types import DeadLetter, Job, Query, decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +43,6 @@ FORGET_MS = 60_000
 T = TypeVar("T")
 
 
-class Job(Struct, frozen=True, omit_defaults=True):
-    """What stands in the queue. `idempotency` is the digest that `digest` made."""
-
-    query: Query
-    callback_url: str | None = None
-    idempotency: str | None = None
-
-
 class Lease(Struct, frozen=True):
     """A job in the hands of one worker. `claims` counts the claims since it was queued, `ended` says that its query has an end."""
 
@@ -68,17 +60,6 @@ class Lease(Struct, frozen=True):
         waited = time.time() - query.asked_at
         limit = None if query.deadline_s is None else query.deadline_s + waited
         return replace(query, attempt=self.attempt, deadline_s=limit)
-
-
-class DeadLetter(Struct, frozen=True):
-    """A query that was given up. `last_attempt` is the number that its next life counts from; `at` is Unix seconds."""
-
-    query_id: str
-    reason: str
-    attempts: int
-    at: float
-    job: Job
-    last_attempt: int
 
 
 class Submitted(Struct, frozen=True):

@@ -219,6 +219,25 @@ class Event(Struct, frozen=True, omit_defaults=True, gc=False):
     attempt: int = 0
 
 
+class Job(Struct, frozen=True, omit_defaults=True):
+    """A query to answer later, as it stands in the queue. `idempotency` is the digest of the key that it came with."""
+
+    query: Query
+    callback_url: str | None = None
+    idempotency: str | None = None
+
+
+class DeadLetter(Struct, frozen=True):
+    """A queued query that was given up; `at` is Unix seconds. `last_attempt` is the number that its next life counts from."""
+
+    query_id: str
+    reason: str
+    attempts: int
+    at: float
+    job: Job
+    last_attempt: int
+
+
 class Layer(Protocol):
     """One way of answering. The cascade knows nothing else of a layer."""
 
