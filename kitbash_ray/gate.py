@@ -19,7 +19,7 @@ MAX_BODY = 1 << 20
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup", "/docs", "/openapi.json"})
 #: Where a request's scope has the error budget of its key.
 BUDGET = "kitbash.max_error"
-#: Whether a request came with a key instead of the token.
+#: The key's digest, when a request came with a key instead of the token.
 BY_KEY = "kitbash.by_key"
 
 
@@ -62,7 +62,7 @@ class Gate:
         key = self._keys.find(secret.strip().decode("utf-8", "replace"))
         if key is None:
             return False
-        scope[BUDGET], scope[BY_KEY] = key.max_error, True
+        scope[BUDGET], scope[BY_KEY] = key.max_error, key.sha256
         return True
 
 

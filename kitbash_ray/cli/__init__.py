@@ -24,6 +24,7 @@ from kitbash_ray.cli import (
     key,
     models,
     node,
+    queue,
     record,
 )
 from kitbash_ray.cli.console import errors
@@ -44,6 +45,7 @@ app.command()(cluster.down)
 app.command()(cluster.status)
 app.command()(doctor.doctor)
 app.command()(ask.ask)
+app.command()(queue.result)
 app.command()(chat.chat)
 app.command()(cluster.feed)
 app.command()(record.why)
@@ -58,6 +60,7 @@ app.add_typer(cartridge.app, name="cartridge")
 app.add_typer(key.app, name="key")
 app.add_typer(models.app, name="models")
 app.add_typer(node.app, name="node")
+app.add_typer(queue.app, name="queue")
 
 
 @app.callback(invoke_without_command=True)

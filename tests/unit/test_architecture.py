@@ -43,6 +43,8 @@ FLOORS: list[set[str]] = [
         "blackboard",
         "ledger",
         "feed",
+        "queue",
+        "callback",
         "recorder",
         "redis_server",
         "token",
