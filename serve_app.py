@@ -26,6 +26,7 @@ from actors.adapter_routes import add_adapters
 from actors.chat_routes import add_chat
 from actors.frontdoor import open_orchestrator
 from actors.orchestrator import Orchestrator
+from actors.queue_routes import Lookout, add_queue, cancel
 from actors.work_routes import add_work
 from kitbash_ray import __version__
 from kitbash_ray.asgi import JSON, REFUSALS, EventStream, PlainRoute, add_errors, body_of, inlined, read_body
@@ -54,6 +55,7 @@ def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> AS
     add_questions(http, orchestrator, settings.kitbash_max_in_flight)
     add_chat(http, orchestrator, settings.kitbash_max_in_flight)
     add_queries(http, orchestrator)
+    add_queue(http, orchestrator, settings)
     add_feed(http, orchestrator)
     add_adapters(http, orchestrator)
     add_work(http, settings)
@@ -92,11 +94,13 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
 def add_queries(http: FastAPI, orchestrator: Orchestrator) -> None:
     """Looking at a query, calling it off, judging its answer."""
     _add_calls(http, orchestrator)
+    lookout = Lookout(orchestrator)
 
-    @http.router.get("/v1/queries/{query_id}", openapi_extra=QUERY_PATH, summary="The state of a query on the blackboard")
+    @http.router.get(
+        "/v1/queries/{query_id}", openapi_extra=QUERY_PATH, summary="The state of a query; `wait`: seconds to wait for its end"
+    )
     async def state(request: Request) -> Response:
-        await orchestrator.recorder.flush()
-        found = await orchestrator.blackboard.query(asked_id(request))
+        found = await lookout.state(asked_id(request), request.query_params.get("wait", "0"))
         return Response(encode(found), media_type=JSON) if found else unknown(request)
 
     @http.router.get("/v1/queries/{query_id}/events", openapi_extra=QUERY_PATH, summary="The events of a query, in order")
@@ -135,6 +139,8 @@ def _add_calls(http: FastAPI, orchestrator: Orchestrator) -> None:
         found = await orchestrator.blackboard.query(asked)
         if found is None:
             return unknown(request)
+        if found.attempt and found.finished_at is None:
+            return await cancel(orchestrator, found)
         if found.state != "running":
             return refusal(409, f"The query is {found.state} already.", "conflict")
         await orchestrator.blackboard.call_off(asked)  # another replica works on it

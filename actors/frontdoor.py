@@ -11,6 +11,7 @@ import ray
 from actors.deploy import placements, start_actors
 from actors.heartbeat import Heartbeat
 from actors.orchestrator import Orchestrator, follow_index, redis_client
+from actors.queue_worker import work
 from actors.remote import RemoteMember, RemoteStreamingMember
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.cascade import Cascade
@@ -64,6 +65,7 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     for endless in (
         follow_index(router, grain, snapshot.version),
         orchestrator.heed_calls(),
+        work(orchestrator, settings, str(replica)),
         *(each.watch() for each in remote),
         *(with_workers(settings, orchestrator.cascade, each) for each in remote),
     ):

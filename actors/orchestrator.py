@@ -23,7 +23,7 @@ from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.grain_index import GrainIndex
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.recorder import Recorder
-from kitbash_ray.types import Answer, Event, Query
+from kitbash_ray.types import ATTEMPT_EVENTS, Answer, Event, Query, Status
 
 log = logging.getLogger(__name__)
 
@@ -87,14 +87,18 @@ class Orchestrator:
             if left:
                 await self.recorder.flush()
         except BaseException:  # cancelled: leave no query running on the blackboard
-            last = self._cancelled(query)
-            if query.id not in self._called_off:
+            called_off = query.id in self._called_off
+            if query.attempt and not called_off:  # a queued one: nobody has gone, and another worker goes on
+                raise
+            last = self.end(query, "cancelled", "it was called off" if called_off else "whoever asked is gone")
+            if not called_off:
                 raise
             if sys.version_info >= (3, 11):  # whoever waits gets the answer that it was called off
                 task.uncancel()
         finally:
             self.in_flight -= 1
-            del self._running[query.id]
+            if self._running.get(query.id) is task:  # not an earlier attempt that ends late
+                del self._running[query.id]
             self._called_off.discard(query.id)
         return last
 
@@ -129,18 +133,18 @@ class Orchestrator:
         await self.recorder.flush()
         return True
 
+    def end(self, query: Query, status: Status, reason: str) -> Event:
+        """Record that `query` has ended in another way than by its cascade."""
+        answer = Answer(query.id, query.text, status, reason=reason)
+        last = (query.attempt + 1) * ATTEMPT_EVENTS - 1  # after every event that the cascade has numbered
+        event = Event(query.id, last, time.time(), "query.finished", answer=answer, attempt=query.attempt)
+        self.recorder.append(event)
+        return event
+
     def cartridges(self) -> tuple[str, ...]:
         """Names of the cartridges that can answer now."""
         grain: Any = self.cascade.layers.get("grain")
         return grain.index.cartridges if grain else ()
-
-    def _cancelled(self, query: Query) -> Event:
-        reason = "it was called off" if query.id in self._called_off else "whoever asked is gone"
-        answer = Answer(query.id, query.text, "cancelled", reason=reason)
-        last = 1 << 30  # after every event that the cascade has numbered
-        event = Event(query.id, last, time.time(), "query.finished", answer=answer)
-        self.recorder.append(event)
-        return event
 
 
 def _answer(last: Event) -> Answer:

@@ -1,13 +1,16 @@
 """The state of every query and actor in Redis, readable by any process.
 
     key                              type                what                          life
-    kitbash:query:{id}               hash                state, times, answer, verdict 24 h
+    kitbash:query:{id}               hash                state, times, answer, verdict 24 h, or while queued
     kitbash:query:{id}:{layer}:request  string, JSON     what a layer was asked        24 h
     kitbash:query:{id}:{layer}:result   string, JSON     what it said                  24 h
     kitbash:query:{id}:events        stream              that query's events           24 h
     kitbash:feed                     stream, capped      every event                   cap
     kitbash:actor:{name}             hash                heartbeat                     3 heartbeats
     kitbash:cost:{day}               string, dollars     what layer 5 cost on a day    2 days
+    kitbash:queue                    stream + group      queries to answer later       until acked
+    kitbash:idempotency:{digest}     hash                query id of a key, its body   as long as the query
+    kitbash:dead                     hash, JSON          queries that were given up    until requeued
     kitbash:work:{layer}             stream + group      work for workers elsewhere    until done, at most 1 h
     kitbash:work:{layer}:workers     sorted set          when each worker was heard    1 h after the last
     kitbash:work:results:{asker}     list                what they answered          until read, at most 1 min
@@ -33,6 +36,8 @@ PREFIX = "kitbash:"
 FEED = PREFIX + "feed"
 #: Ids of questions that were called off, for the front-door replica that works on them; no key, nothing stays.
 CALLED_OFF = PREFIX + "called-off"
+#: Queries that wait or are worked on (queue.py), and those that were given up.
+QUEUE, DEAD_LETTERS = PREFIX + "queue", PREFIX + "dead"
 #: Published by the head of several devices when it is stopped: the others end, too.
 DOWN = PREFIX + "down"
 #: Seconds between two heartbeats, and after how many missed ones an actor counts as gone.
@@ -76,12 +81,19 @@ def edge_actor(layer: str, worker: str) -> str:
     return f"edge:{layer}:{worker}"
 
 
+def idempotency_key(digest: str) -> str:
+    return f"{PREFIX}idempotency:{digest}"
+
+
 def cost_key(day: str) -> str:
     return f"{PREFIX}cost:{day}"
 
 
 class QueryState(Struct, frozen=True):
-    """What the blackboard says of a query. Times are Unix seconds; `judged` is "right" or "wrong" once somebody said so."""
+    """What the blackboard says of a query. Times are Unix seconds; `judged` is "right" or "wrong" once somebody said so.
+
+    Of a queued one, `attempt` is the number of its latest claim, and `callback` what became of its callback.
+    """
 
     query_id: str
     state: str
@@ -91,14 +103,28 @@ class QueryState(Struct, frozen=True):
     layer: str | None = None
     answer: Answer | None = None
     judged: str | None = None
+    attempt: int = 0
+    callback: str | None = None
 
 
 def operations(events: Sequence[Event], *, level: str) -> bytes:
     """What record.lua has to do for `events`, as words each ended by a NUL byte; JSON holds none.
 
-    The feed gets the events that `level` lets pass. What several events of one query change in
-    its hash is written once, because the script is atomic.
+    The feed gets the events that `level` lets pass.
     """
+    if not any(event.attempt for event in events):
+        return _written(events, level)
+    return b"".join([_fenced(event, level) if event.attempt else _written([event], level) for event in events])
+
+
+def _fenced(event: Event, level: str) -> bytes:
+    """The words for an event of a queued query; each has a fence of its own, because each may be the one that ends it."""
+    words = _written([event], level)
+    return b"fence\0%b\0%d\0%d\0%b" % (query_key(event.query_id).encode(), event.attempt, len(words), words)
+
+
+def _written(events: Sequence[Event], level: str) -> bytes:
+    """What several events of one query change in its hash is written once, because the script is atomic."""
     words: list[bytes] = []
     hashes: dict[str, dict[bytes, bytes]] = {}
     for event in events:
@@ -170,6 +196,8 @@ class Blackboard:
             layer=found.get("layer"),
             answer=decode(Answer, found["answer"]) if "answer" in found else None,
             judged=found.get("judged"),
+            attempt=int(found.get("attempt", 0)),
+            callback=found.get("callback"),
         )
 
     async def events(self, query_id: str) -> list[Event]:

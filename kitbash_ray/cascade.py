@@ -21,6 +21,7 @@ from kitbash_ray.consensus import agreement, cite_the_same
 from kitbash_ray.errors import KitbashError, LayerBusy, LayerError, LayerTimeout, LayerUnavailable
 from kitbash_ray.policy import Asked, Decision, Policy, Situation
 from kitbash_ray.types import (
+    ATTEMPT_EVENTS,
     LAYER_NUMBERS,
     Answer,
     Event,
@@ -228,10 +229,10 @@ class _Run:
         self.results: list[LayerResult] = []
         self._tell = tell
         self._began = time.perf_counter()
-        self._seq = 0
+        self._seq = query.attempt * ATTEMPT_EVENTS
 
     def event(self, kind: EventKind, **fields: Any) -> Event:
-        event = Event(self.query.id, self._seq, time.time(), kind, **fields)
+        event = Event(self.query.id, self._seq, time.time(), kind, attempt=self.query.attempt, **fields)
         self._seq += 1
         return event
 

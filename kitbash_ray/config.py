@@ -145,6 +145,8 @@ class Settings(BaseSettings):
     )
     kitbash_replicas: PositiveInt = Field(1, description="Front-door replicas")
     kitbash_max_in_flight: PositiveInt = Field(64, description="Questions a replica works on at once; more get 429")
+    kitbash_queue_workers: int = Field(4, ge=0, description="Queued questions a replica works on at once")
+    kitbash_queue_length: PositiveInt = Field(10_000, description="Questions that may wait in the queue; more get 429")
     kitbash_policy: Literal["calibrated", "fixed"] = Field(
         "calibrated", description="How layers are accepted: within the error budget, or by fixed thresholds"
     )

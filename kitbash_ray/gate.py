@@ -21,7 +21,7 @@ OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup", "/do
 WORK_PATH = "/v1/work/"
 #: Where a request's scope has the error budget of its key.
 BUDGET = "kitbash.max_error"
-#: Whether a request came with a key instead of the token.
+#: The key's digest, when a request came with a key instead of the token.
 BY_KEY = "kitbash.by_key"
 #: The layer that the key of a worker may serve.
 WORKER = "kitbash.worker"
@@ -68,7 +68,7 @@ class Gate:
         key = self._keys.find(secret.strip().decode("utf-8", "replace"))
         if key is None:
             return False
-        scope[BUDGET], scope[BY_KEY], scope[WORKER] = key.max_error, True, key.worker
+        scope[BUDGET], scope[BY_KEY], scope[WORKER] = key.max_error, key.sha256, key.worker
         return True
 
 

@@ -7,6 +7,8 @@
 --     event KEY NUMBER 0|1 JSON        one event of a query (stream); 1: the feed gets it too
 --     hash  KEY COUNT FIELD VALUE ...  fields of a query (hash); COUNT words follow
 --     value KEY JSON                   what a layer was asked or said (string)
+--     fence KEY ATTEMPT BYTES          the operations in the next BYTES count only while this is the
+--                                      attempt of the query (hash) and the query has not ended
 local ttl, cap = ARGV[1], ARGV[2]
 local words, at = ARGV[3], 1
 local find, sub = string.find, string.sub
@@ -20,7 +22,7 @@ local function next_word()
   return word
 end
 
-local expire = {}
+local expire, queued = {}, {}
 for operation in next_word do
   local key = next_word()
   if operation == 'event' then
@@ -41,9 +43,18 @@ for operation in next_word do
     expire[key] = true
   elseif operation == 'value' then
     redis.call('SET', key, next_word(), 'EX', ttl)
+  elseif operation == 'fence' then
+    local attempt, bytes = next_word(), tonumber(next_word())
+    local query = redis.call('HMGET', key, 'attempt', 'finished_at')
+    if query[1] ~= attempt or query[2] then at = at + bytes end
+    queued[key] = true
   else
     return redis.error_reply('unknown operation ' .. operation)
   end
+end
+-- The hash of a queued query holds its fence: it lives until the queue has done with it.
+for key in pairs(queued) do
+  expire[key] = nil
 end
 for key in pairs(expire) do
   redis.call('EXPIRE', key, ttl)

@@ -24,13 +24,7 @@ from kitbash_ray.knowledge.checks import check_cartridge
 ROOT = Path(__file__).resolve().parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 BENCHMARKS = ROOT / "benchmarks" / "README.md"
-DOCUMENTS = [
-    README,
-    CONTRIBUTING,
-    ROOT / "CHANGELOG.md",
-    BENCHMARKS,
-    *(ROOT / "docs" / name for name in ("three_devices.md", "edge_workers.md")),
-]
+DOCUMENTS = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", BENCHMARKS, *sorted((ROOT / "docs").glob("*.md"))]
 SHELLS = {"sh", "bash", "console"}
 #: Folders whose files the map in CONTRIBUTING names one by one, and the kinds of files it leaves to their folder.
 MAPPED = ("kitbash_ray", "actors", "scripts", "benchmarks")

@@ -24,6 +24,7 @@ from kitbash_ray.cli import (
     key,
     models,
     node,
+    queue,
     record,
     worker,
 )
@@ -45,6 +46,7 @@ app.command()(cluster.down)
 app.command()(cluster.status)
 app.command()(doctor.doctor)
 app.command()(ask.ask)
+app.command()(queue.result)
 app.command()(chat.chat)
 app.command()(cluster.feed)
 app.command()(record.why)
@@ -60,6 +62,7 @@ app.add_typer(cartridge.app, name="cartridge")
 app.add_typer(key.app, name="key")
 app.add_typer(models.app, name="models")
 app.add_typer(node.app, name="node")
+app.add_typer(queue.app, name="queue")
 
 
 @app.callback(invoke_without_command=True)

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from kitbash_ray.cli.console import errors, output, start_log
+from kitbash_ray.cli.queue import queue_line
 from kitbash_ray.cli.tables import event_line, layers_table
 from kitbash_ray.client import Kitbash
 from kitbash_ray.config import Settings, load_settings, ray_auth
@@ -95,11 +96,13 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print one JSON ob
     if found is None and not settings.kitbash_url:
         raise NotRunning("No cluster is running: start one with `kitbash up`.")
     with Kitbash(settings=settings) as client:
-        layers, health = client.layers(), client.ready()
+        layers, health, queue = client.layers(), client.ready(), client.queue()
     if as_json:
-        print(json.dumps({"cluster": asdict(found) if found else None, "health": health, "layers": layers}, ensure_ascii=False))
+        told = {"cluster": asdict(found) if found else None, "health": health, "layers": layers, "queue": queue}
+        print(json.dumps(told, ensure_ascii=False))
         return
     output.print(layers_table(layers))
+    output.print(f"queue       {queue_line(queue)}")
     if found:
         show_where(settings, found)
         output.print(f"redis       {_redis(found, settings)}", soft_wrap=True)

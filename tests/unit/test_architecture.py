@@ -46,6 +46,8 @@ FLOORS: list[set[str]] = [
         "feed",
         "work",
         "edge",
+        "queue",
+        "callback",
         "recorder",
         "redis_server",
         "token",
