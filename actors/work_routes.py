@@ -60,7 +60,7 @@ def add_work(http: FastAPI, settings: Settings) -> None:
 
 
 def _add_claim(http: FastAPI, streams: Mapping[str, WorkStream], calibration: str) -> None:
-    waiting: set[asyncio.Task[Any]] = set()
+    waiting: dict[tuple[str, str], asyncio.Task[Work | None]] = {}
 
     @http.router.post(
         PATH + "/claim",
@@ -75,12 +75,15 @@ def _add_claim(http: FastAPI, streams: Mapping[str, WorkStream], calibration: st
             return refused
         if len(waiting) >= MOST_CLAIMS:
             return overloaded()
-        task = asyncio.ensure_future(stream.claim(free.worker, free.wait_s))
-        waiting.add(task)
+        who, task = (stream.layer, free.worker), asyncio.ensure_future(stream.claim(free.worker, free.wait_s))
+        if before := waiting.pop(who, None):
+            before.cancel()  # a worker that asks anew has lost the connection that it asked over before
+        waiting[who] = task
         try:
             work = await _while_connected(request, task)
         finally:
-            waiting.discard(task)
+            if waiting.get(who) is task:
+                del waiting[who]
         return Response(encode(work), media_type=JSON) if work else Response(status_code=204)
 
 
@@ -136,7 +139,7 @@ async def _while_connected(request: Request, task: asyncio.Task[T]) -> T | None:
     gone = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
+        return task.result() if task.done() and not task.cancelled() else None
     finally:
         gone.cancel()
         task.cancel()

@@ -36,8 +36,10 @@ local function by_name(flat)
   return fields
 end
 
--- First what a worker had whose lease is over: it has waited longest.
+-- First what a worker had whose lease is over: it has waited longest. None for a worker that was not heard lately:
+-- its claim waits at a connection that may be dead.
 local function next_entry(lease)
+  if tonumber(redis.call('ZSCORE', workers, worker) or 0) < now - lease then return end
   local lapsed = redis.call('XPENDING', stream, group, 'IDLE', lease, '-', '+', 1)[1]
   if lapsed then
     local entry = redis.call('XCLAIM', stream, group, worker, 0, lapsed[1])[1]

@@ -85,7 +85,10 @@ class WorkStream:
             await self._call(pipe.execute())
 
     async def claim(self, worker: str, wait_s: float) -> Work | None:
-        """Work for `worker`, None when there is none within `wait_s`. Cancelling it takes no work away."""
+        """Work for `worker`, which has to be heard meanwhile; None when there is none within `wait_s`.
+
+        Cancelling it takes no work away.
+        """
         end = time.monotonic() + wait_s
         while True:
             taken = await self._step("claim", worker, LEASE_MS, MOST_TRIES, KEPT_S)

@@ -27,9 +27,9 @@ from kitbash_ray.types import Layer, LayerResult, decode, encode
 from kitbash_ray.work_types import CLAIM_WAIT_S, BeatIn, BeatOut, ClaimIn, Work, WorkerIn, read_result
 
 #: Seconds between two heartbeats, and that a reply may take.
-BEAT_S, REPLY_S = 1.0, 10.0
+BEAT_S, REPLY_S = 1.0, 5.0
 #: The shortest and the longest pause before another attempt, in seconds.
-PAUSE_S = (0.25, 5.0)
+PAUSE_S = (0.25, 4.0)
 BUSY = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.REQUEST_TIMEOUT}
 
 
@@ -79,6 +79,7 @@ class Worker:
         self._since = time.time()
         self._connected: bool | None = None
         self._working: dict[str, asyncio.Task[LayerResult]] = {}
+        self._waiting: asyncio.Task[Any] | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -205,14 +206,18 @@ class Worker:
         if self._connected is not False:
             self._tell(f"{error}; trying again")
         self._connected = False
+        if self._waiting:  # what waits at a connection that is gone would wait long
+            self._waiting.cancel()
 
     async def _unless_stopping(self, call: Coroutine[Any, Any, Any]) -> Any:
-        """What `call` gives, None when the worker is told to stop meanwhile."""
-        task, stopping = asyncio.ensure_future(call), asyncio.ensure_future(self._stopping.wait())
+        """What `call` gives, None when the worker is told to stop or loses the front door meanwhile."""
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        task = self._waiting = asyncio.ensure_future(call)
         try:
             await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
-            return await task if task.done() else None
+            return task.result() if task.done() and not task.cancelled() else None
         finally:
+            self._waiting = None
             task.cancel()
             stopping.cancel()
 

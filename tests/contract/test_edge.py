@@ -78,6 +78,7 @@ async def connected(stream: WorkStream, *workers: str) -> None:
 
 
 async def claimed(stream: WorkStream, worker: str) -> Work:
+    await stream.beat(beat(worker))
     work = await stream.claim(worker, 5)
     assert work is not None
     return work
@@ -175,10 +176,11 @@ async def test_a_question_that_two_workers_died_of_goes_to_no_third(
     await connected(stream, "c")
     asking = asyncio.create_task(edge.answer(QUERY))
     await until(lambda: _waits(redis, 1), "the question waits")
-    monkeypatch.setattr(work_module, "LEASE_MS", 1)
+    monkeypatch.setattr(work_module, "LEASE_MS", LEASE_MS)
     for worker in ("a", "b"):
         await claimed(stream, worker)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(LEASE_MS / 1000)
+    await connected(stream, "c")
     assert await stream.claim("c", 0) is None
     with pytest.raises(LayerUnavailable, match="are gone"):
         await asyncio.wait_for(asking, 5)
@@ -280,6 +282,13 @@ async def test_many_questions_at_once_each_get_their_own_answer(stream: WorkStre
     assert [answer.text for answer in answers] == [f"question {number}" for number in range(100)]
     for worker in workers:
         worker.cancel()
+
+
+async def test_a_worker_that_was_not_heard_lately_is_given_nothing(stream: WorkStream) -> None:
+    await connected(stream, "a")
+    await stream.put("me", "one", QUERY, (), 5)
+    assert await stream.claim("silent", 0) is None
+    assert await stream.claim("a", 0) is not None
 
 
 async def test_a_worker_that_leaves_is_gone_at_once_and_its_work_is_free(stream: WorkStream, redis: Redis) -> None:

@@ -417,6 +417,63 @@ async def test_an_answer_made_while_the_front_door_is_away_is_handed_in_when_it_
     await asyncio.wait_for(running, 10)
 
 
+class Cable:
+    """A way to the front door that can be cut: what was connected hangs for ever, and nothing new gets through until it is mended."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.mended = asyncio.Event()
+        self.mended.set()
+        self._sides: list[asyncio.Task[None]] = []
+
+    async def open(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def cut(self) -> None:
+        self.mended.clear()
+        for side in self._sides:
+            side.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.mended.wait()
+        inner = await asyncio.open_connection("127.0.0.1", self.port)
+        for source, sink in ((reader, inner[1]), (inner[0], writer)):
+            self._sides.append(asyncio.ensure_future(self._copy(source, sink)))
+
+    async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(1 << 16):
+                sink.write(data)
+            sink.close()
+
+
+@pytest.mark.usefixtures("fast")
+async def test_after_a_cut_line_is_mended_the_worker_gets_questions_although_its_old_claim_still_hangs(
+    door: FrontDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "REPLY_S", 0.5)
+    cable = Cable(door.port)
+    told: list[str] = []
+    serving = Worker(EchoLayer("bitnet"), Door(await cable.open(), TOKEN, "bitnet"), WorkerIn(**ME), lambda: "", told.append)
+    running = asyncio.ensure_future(serving.run())
+    await until(door.has_worker, "the worker is seen")
+    assert (await door.ask("before")).answer == "before"
+    cable.cut()
+    await until(lambda: len(told) == 2, "the worker has noticed")
+    await until(lambda: _gone(door), "the front door has noticed")
+    cable.mended.set()
+    await until(lambda: len(told) == 3, "the worker is connected again")
+    await until(door.has_worker, "the worker is seen")
+    assert (await asyncio.wait_for(door.ask("after"), 2)).answer == "after"
+    serving.stop()
+    await asyncio.wait_for(running, 10)
+
+
+async def _gone(door: FrontDoor) -> bool:
+    return not await door.has_worker()
+
+
 @pytest.mark.usefixtures("fast")
 async def test_what_a_layer_cannot_say_is_a_failed_result_and_the_worker_goes_on(door: FrontDoor) -> None:
     serving = open_worker(door, EchoLayer("bitnet", confidence=2.0))
