@@ -75,9 +75,10 @@ def _add_claim(http: FastAPI, streams: Mapping[str, WorkStream], calibration: st
             return refused
         if len(waiting) >= MOST_CLAIMS:
             return overloaded()
-        who, task = (stream.layer, free.worker), asyncio.ensure_future(stream.claim(free.worker, free.wait_s))
-        if before := waiting.pop(who, None):
+        who = stream.layer, free.worker
+        if before := waiting.get(who):
             before.cancel()  # a worker that asks anew has lost the connection that it asked over before
+        task = asyncio.ensure_future(stream.claim(free.worker, free.wait_s, lambda: waiting.get(who) is task))
         waiting[who] = task
         try:
             work = await _while_connected(request, task)

@@ -9,7 +9,7 @@ nobody. Not here: who waits for the answers (edge.py), HTTP (actors/work_routes.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +84,23 @@ class WorkStream:
             pipe.xdel(work_key(self.layer), work_id)
             await self._call(pipe.execute())
 
-    async def claim(self, worker: str, wait_s: float) -> Work | None:
+    async def claim(self, worker: str, wait_s: float, wanted: Callable[[], bool] = lambda: True) -> Work | None:
         """Work for `worker`, which has to be heard meanwhile; None when there is none within `wait_s`.
 
-        Cancelling it takes no work away.
+        Takes none when it is cancelled, nor once it is not `wanted` any more: before Python 3.12, a
+        cancellation gets lost that comes at the same moment as a reply of Redis.
         """
         end = time.monotonic() + wait_s
-        while True:
+        while wanted():
             taken = await self._step("claim", worker, LEASE_MS, MOST_TRIES, KEPT_S)
             if len(taken) > 1:
                 asked = decode(_Request, taken[1])
                 return Work(taken[0].decode(), asked.query, asked.so_far, int(taken[2]) / 1000)
             left_ms = int((end - time.monotonic()) * 1000)
             if left_ms <= 0:
-                return None
+                break
             await self._read_after(taken[0], min(left_ms, BLOCK_MS))
+        return None
 
     async def beat(self, beat: BeatIn) -> tuple[str, ...]:
         """The worker lives, and what it has is its own for another lease. Returns what is not its own any more."""

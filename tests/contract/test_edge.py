@@ -271,17 +271,20 @@ async def test_too_much_work_is_refused_at_once(
 async def test_many_questions_at_once_each_get_their_own_answer(stream: WorkStream, open_edge: Any) -> None:
     edge, other = open_edge(), open_edge()
     await connected(stream, "a")
+    enough = asyncio.Event()
 
     async def works(name: str) -> None:
-        while work := await stream.claim(name, 2):
-            await stream.settle(name, work.id, LayerResult("bitnet", "answered", text=work.query.text))
+        while not enough.is_set():
+            await stream.beat(beat(name))
+            if work := await stream.claim(name, 1, lambda: not enough.is_set()):
+                await stream.settle(name, work.id, LayerResult("bitnet", "answered", text=work.query.text))
 
     workers = [asyncio.create_task(works(name)) for name in ("a", "b", "c")]
     asked = [(edge, other)[number % 2].answer(Query(f"question {number}")) for number in range(100)]
     answers = await asyncio.wait_for(asyncio.gather(*asked), 30)
     assert [answer.text for answer in answers] == [f"question {number}" for number in range(100)]
-    for worker in workers:
-        worker.cancel()
+    enough.set()
+    await asyncio.gather(*workers)
 
 
 async def test_a_worker_that_was_not_heard_lately_is_given_nothing(stream: WorkStream) -> None:
