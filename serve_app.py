@@ -191,12 +191,13 @@ async def event_lines(orchestrator: Orchestrator, query: Query) -> AsyncGenerato
 
 async def feed_lines(orchestrator: Orchestrator, after: str, follow: bool) -> AsyncGenerator[bytes, None]:
     try:
+        yield b": the feed\n"
         if after == "$":  # said by its id: whoever loses the connection before anything happens can go on from there
             after = await orchestrator.feed.newest()
+            yield b"id: %b\n\n" % after.encode()
         source: AsyncGenerator[tuple[str, Event] | None, None]
         source = orchestrator.feed.follow(after) if follow else orchestrator.feed.so_far(after)
         async with aclosing(source) as entries:
-            yield b": the feed\nid: %b\n\n" % after.encode()
             async for entry in entries:
                 # A comment keeps proxies awake and makes a vanished client noticeable.
                 yield _sse_event(entry[1], entry[0]) if entry else b": nothing new\n\n"

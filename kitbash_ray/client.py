@@ -78,7 +78,7 @@ class Kitbash:
         while True:
             try:
                 for place, event in self._entries("GET", f"/v1/feed?after={after}&follow={str(follow).lower()}", None):
-                    after, begun, told = place, True, False
+                    after, begun, told = place or after, True, False
                     if event:
                         yield event
                 return
@@ -154,7 +154,7 @@ class Kitbash:
         return (event for _, event in self._entries(method, path, body) if event)
 
     def _entries(self, method: str, path: str, body: dict[str, Any] | None) -> Iterator[tuple[str, Event | None]]:
-        """The events of a stream with their ids; an id without an event says where one is."""
+        """The events of a stream with their ids. Without an event: the stream is alive, and here is where it is, if it says so."""
         try:
             with self._http.stream(method, path, json=body) as reply:
                 if reply.status_code != httpx.codes.OK:
