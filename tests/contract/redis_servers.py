@@ -29,8 +29,9 @@ SERVICE = "kitbash"
 class Server:
     """A redis-server on a port of the loopback."""
 
-    def __init__(self, folder: Path, *options: str, port: int | None = None, sentinel: str = "") -> None:
-        self.port, self.password = port or free_port(), ""
+    def __init__(self, folder: Path, *options: str, port: int | None = None, sentinel: str = "", password: str = "") -> None:
+        """`sentinel` is what one is to watch; `password` is the one that `options` set."""
+        self.port, self.password = port or free_port(), password
         self._command = [redis_program(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
         if sentinel:
             file = folder / f"sentinel-{self.port}.conf"
@@ -49,7 +50,11 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(lambda: self.told("PING"), f"redis-server answers at {self.place}")
+        try:
+            until(lambda: self.told("PING"), f"redis-server answers at {self.place}")
+        except BaseException:
+            self.kill()
+            raise
 
     def told(self, *command: str) -> Any:
         """What it says to a command."""
@@ -80,25 +85,36 @@ def frozen(pid: int) -> Iterator[None]:
 class Sentinels:
     """A master, its replica, and three Sentinels that replace one by the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, password: str = "") -> None:
+        """With a password, that of the Sentinels is its reverse."""
+        self._password = password
+        login = ("--requirepass", password, "--masterauth", password) if password else ()
         with ExitStack() as stack:
             folder = stack.enter_context(_folder())
             # Without the delay of a master that would wait for more replicas.
-            self.master = stack.enter_context(Server(folder, "--repl-diskless-sync-delay", "0"))
-            self.replica = stack.enter_context(Server(folder, "--replicaof", "127.0.0.1", str(self.master.port)))
+            options = ("--repl-diskless-sync-delay", "0", *login)
+            self.master = stack.enter_context(Server(folder, *options, password=password))
+            follow = ("--replicaof", "127.0.0.1", str(self.master.port))
+            self.replica = stack.enter_context(Server(folder, *options, *follow, password=password))
             watch = (
                 f"sentinel monitor {SERVICE} 127.0.0.1 {self.master.port} 2\n"
                 f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
-                f"sentinel failover-timeout {SERVICE} 3000"
+                f"sentinel failover-timeout {SERVICE} 3000\n"
             )
-            self.sentinels = [stack.enter_context(Server(folder, sentinel=watch)) for _ in range(3)]
+            if password:
+                watch += f"sentinel auth-pass {SERVICE} {password}\n"
+                watch += f"requirepass {password[::-1]}\nsentinel sentinel-pass {password[::-1]}\n"
+            self.sentinels = [stack.enter_context(Server(folder, sentinel=watch, password=password[::-1])) for _ in range(3)]
             until(lambda: self.replica.told("INFO", "replication")["master_link_status"] == "up", "the replica follows")
             until(lambda: all(map(self._knows_all, self.sentinels)), "the Sentinels know each other")
             self.close = stack.pop_all().close
 
     @property
     def url(self) -> str:
-        return f"redis+sentinel://{','.join(sentinel.place for sentinel in self.sentinels)}/{SERVICE}"
+        places = ",".join(sentinel.place for sentinel in self.sentinels)
+        if not self._password:
+            return f"redis+sentinel://{places}/{SERVICE}"
+        return f"redis+sentinel://:{self._password}@{places}/{SERVICE}?sentinel_password={self._password[::-1]}"
 
     def _knows_all(self, sentinel: Server) -> bool:
         found = sentinel.told("SENTINEL", "MASTER", SERVICE)
@@ -108,18 +124,19 @@ class Sentinels:
 class Cluster:
     """A cluster of one node that has all slots."""
 
-    def __init__(self) -> None:
+    def __init__(self, password: str = "") -> None:
+        self._login = f":{password}@" if password else ""
         with ExitStack() as stack:
             folder = stack.enter_context(_folder())
-            options = ("--cluster-enabled", "yes", "--appendonly", "yes")
-            self.node = stack.enter_context(Server(folder, *options, port=_port_with_bus()))
+            options = ("--cluster-enabled", "yes", "--appendonly", "yes", "--requirepass", password)
+            self.node = stack.enter_context(Server(folder, *options, port=_port_with_bus(), password=password))
             self.node.told("CLUSTER", "ADDSLOTS", *map(str, range(16_384)))
             until(lambda: "cluster_state:ok" in self.node.told("CLUSTER", "INFO"), "the cluster is complete")
             self.close = stack.pop_all().close
 
     @property
     def url(self) -> str:
-        return f"redis+cluster://{self.node.place}"
+        return f"redis+cluster://{self._login}{self.node.place}"
 
 
 @contextmanager

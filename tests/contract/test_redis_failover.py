@@ -9,6 +9,8 @@ import pytest
 
 from kitbash_ray import recorder as module
 from kitbash_ray.blackboard import Blackboard, heartbeat
+from kitbash_ray.config import load_settings
+from kitbash_ray.doctor import redis_trouble
 from kitbash_ray.recorder import Recorder
 from kitbash_ray.redis_client import FAULTS, connect, connect_sync
 from kitbash_ray.types import Event
@@ -128,6 +130,20 @@ async def test_a_cluster_whose_node_was_killed_gets_everything_when_it_is_back(
     recorder = open_recorder(own_cluster.url, feed_maxlen=100_000)
     events = await recorded_meanwhile(recorder, life, restart)
     await assert_recorded(own_cluster.url, events)
+
+
+async def test_with_passwords_everything_is_recorded_too(open_recorder: OpenRecorder, life: Life) -> None:
+    for kind in (Sentinels, Cluster):
+        servers = kind("s3cret")
+        try:
+            await record(open_recorder(servers.url), life())
+            await assert_recorded(servers.url, life())
+            assert redis_trouble(load_settings(redis_url=servers.url)) is None
+            wrong = redis_trouble(load_settings(redis_url=servers.url.replace(":s3cret@", ":guessed@")))
+            assert wrong is not None
+            assert wrong.refused_login
+        finally:
+            servers.close()
 
 
 async def test_who_is_called_off_is_heard_in_every_kind(sentinels: Sentinels, redis_cluster: Cluster) -> None:
