@@ -168,10 +168,14 @@ def add_health(http: FastAPI, orchestrator: Orchestrator) -> None:
 
     @http.router.get("/health/ready", summary="Questions are answered and recorded")
     async def ready(request: Request) -> Response:
+        trouble: object = orchestrator.recorder.trouble  # also a Redis that lets itself be read, and nothing more
         try:
-            await orchestrator.blackboard.ping()
-        except StoreError as error:  # answers go on without Redis; whoever balances load should know
-            return JSONResponse({"status": "degraded", "reason": str(error)})
+            if trouble is None:
+                await orchestrator.blackboard.ping()
+        except StoreError as error:
+            trouble = error
+        if trouble:  # answers go on without Redis; whoever balances load should know
+            return JSONResponse({"status": "degraded", "reason": str(trouble)})
         return JSONResponse({"status": "ok"})
 
 
@@ -193,10 +197,13 @@ async def event_lines(orchestrator: Orchestrator, query: Query) -> AsyncGenerato
 
 async def feed_lines(orchestrator: Orchestrator, after: str, follow: bool) -> AsyncGenerator[bytes, None]:
     try:
+        yield b": the feed\n"
+        if after == "$":  # said by its id: whoever loses the connection before anything happens can go on from there
+            after = await orchestrator.feed.newest()
+            yield b"id: %b\n\n" % after.encode()
         source: AsyncGenerator[tuple[str, Event] | None, None]
         source = orchestrator.feed.follow(after) if follow else orchestrator.feed.so_far(after)
         async with aclosing(source) as entries:
-            yield b": the feed\n\n"
             async for entry in entries:
                 # A comment keeps proxies awake and makes a vanished client noticeable.
                 yield _sse_event(entry[1], entry[0]) if entry else b": nothing new\n\n"

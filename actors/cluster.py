@@ -28,9 +28,11 @@ import psutil
 
 from actors.haproxy import free_port, haproxy_environment
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment, ray_auth
-from kitbash_ray.errors import ClusterError
+from kitbash_ray.doctor import redis_trouble
+from kitbash_ray.errors import ClusterError, StoreError
 from kitbash_ray.knowledge.index import open_builder
 from kitbash_ray.redis_server import RedisServer
+from kitbash_ray.redis_url import parse
 from kitbash_ray.state import RECORDED_WITHIN_S, Running, read_record, record_file, running, write_record
 from kitbash_ray.token import ensure_token
 
@@ -59,6 +61,7 @@ def up(settings: Settings, tell: Tell) -> Running:
         tell("the last cluster does not answer any more; ending what is left of it")
     down(settings, tell)
     refuse_taken_ports(settings)
+    refuse_wrong_login(settings, tell)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     ensure_token(settings)
     cluster_id = secrets.token_hex(8)
@@ -108,7 +111,7 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
         address=f"127.0.0.1:{port}",
         ray_pid=process.pid,
         redis_pid=redis_pid,
-        redis="embedded" if settings.embedded_redis else settings.resolved_redis_url,
+        redis="embedded" if settings.embedded_redis else parse(settings.resolved_redis_url).shown,
         cartridges=str(settings.cartridges_dir),
         started_at=time.time(),
     )
@@ -248,6 +251,16 @@ def refuse_taken_ports(settings: Settings) -> None:
                 probe.bind(("0.0.0.0", port))
             except OSError as error:
                 raise ClusterError(f"Port {port} is taken{_holder(port)}: stop it, or set {name} to another port.") from error
+
+
+def refuse_wrong_login(settings: Settings, tell: Tell) -> None:
+    """A Redis that is not ours has to take the password now; that it is away may pass, and answers go on without it."""
+    if settings.embedded_redis:
+        return
+    if trouble := redis_trouble(settings):
+        if trouble.refused_login:
+            raise StoreError(str(trouble))
+        tell(str(trouble))
 
 
 def _holder(port: int) -> str:

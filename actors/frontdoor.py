@@ -10,7 +10,7 @@ import ray
 
 from actors.deploy import placements, start_actors
 from actors.heartbeat import Heartbeat
-from actors.orchestrator import Orchestrator, follow_index, redis_client
+from actors.orchestrator import Orchestrator, follow_index
 from actors.queue_worker import work
 from actors.remote import RemoteMember, RemoteStreamingMember
 from kitbash_ray.blackboard import Blackboard
@@ -23,6 +23,7 @@ from kitbash_ray.layers.cloud import open_cloud
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.ledger import RedisLedger
 from kitbash_ray.recorder import Recorder
+from kitbash_ray.redis_client import connect
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.replicas import Replicas, StreamingReplicas
 from kitbash_ray.types import Layer
@@ -42,20 +43,20 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     remote = _remote_layers(settings, handles)
     layers: list[Layer] = [grain, *remote]
     if settings.kitbash_cloud_url:
-        layers.append(open_cloud(settings, calibration, RedisLedger(redis_client(url), settings.kitbash_cloud_day_budget)))
+        layers.append(open_cloud(settings, calibration, RedisLedger(connect(url), settings.kitbash_cloud_day_budget)))
     replica = ray.get_runtime_context().get_actor_id()
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     orchestrator = Orchestrator(
         cascade_over(layers, settings, grain.cosine),
         Recorder(
-            redis_client(url),
+            connect(url),
             ttl_s=settings.kitbash_query_ttl,
             feed_maxlen=settings.kitbash_feed_maxlen,
             level=settings.diagnostic_level,
-            spool=settings.state_dir / "spool.jsonl",
+            spool=settings.state_dir / "spool",
         ),
-        Blackboard(redis_client(url)),
-        Feed(redis_client(url)),
+        Blackboard(connect(url)),
+        Feed(connect(url)),
         shown_live=frozenset({"kobold"} - calibration.layers.keys()),
     )
     for endless in (

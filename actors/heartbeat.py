@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 
 import ray
-import redis
-from redis.exceptions import RedisError
 
 from kitbash_ray.blackboard import HEARTBEAT_S, heartbeat
 from kitbash_ray.config import Settings
+from kitbash_ray.redis_client import FAULTS, connect_sync, trouble_of
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +34,14 @@ class Heartbeat:
         threading.Thread(target=self._run, name=f"heartbeat-{name}", daemon=True).start()
 
     def _run(self) -> None:
-        client = redis.Redis.from_url(self._url, socket_timeout=2, socket_connect_timeout=2)
-        away = False
+        client, away = None, False
         while True:
             try:
+                client = client or connect_sync(self._url)
                 heartbeat(client, self._name, {**self._fixed, **self._status(), "at": repr(time.time())})
                 away = False
-            except (RedisError, OSError) as error:
+            except FAULTS as error:
                 if not away:  # once, not every second
-                    log.warning("heartbeat of %s: Redis is away: %s", self._name, error)
-                away = True
+                    log.warning("heartbeat of %s: %s", self._name, trouble_of(error))
+                away, client = True, None  # the next beat may find another master
             time.sleep(HEARTBEAT_S)

@@ -16,8 +16,6 @@ import time
 from dataclasses import replace
 
 import psutil
-import redis
-from redis.exceptions import RedisError
 
 from actors.cluster import end_processes, ray_log
 from actors.kept import Kept, tell_down
@@ -25,6 +23,7 @@ from kitbash_ray.blackboard import DOWN
 from kitbash_ray.config import child_environment
 from kitbash_ray.devices import head_redis
 from kitbash_ray.errors import StoreError
+from kitbash_ray.redis_client import FAULTS, connect_sync
 from kitbash_ray.state import read_record, record_file, write_record
 
 #: A device whose head was away for so long stops trying: it is not coming back by itself.
@@ -93,10 +92,10 @@ class Keeper:
         """Wait for the head's word that the cluster ends."""
         url = self._kept.settings.resolved_redis_url
         # What is sent must be taken within LINK_MS: a link that was cut says nothing by itself.
-        options = {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_USER_TIMEOUT: LINK_MS}}
+        keepalive = {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_USER_TIMEOUT: LINK_MS}}
         while not self._over.is_set():
             try:
-                with redis.Redis.from_url(url, socket_connect_timeout=2, **options) as client:
+                with connect_sync(url, socket_timeout=5, **keepalive) as client:
                     channel = client.pubsub(ignore_subscribe_messages=True)
                     channel.subscribe(DOWN)
                     while not self._over.is_set():
@@ -105,7 +104,7 @@ class Keeper:
                             self._over.set()
                         elif not message:
                             channel.ping()
-            except (RedisError, OSError):
+            except FAULTS:
                 self._over.wait(1)
 
     def _mind_redis(self) -> None:

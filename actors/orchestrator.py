@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Awaitable
 from typing import Any
 
 from msgspec.structs import replace
-from redis.asyncio import Redis
 
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.cascade import Cascade, Tell, as_stream
@@ -163,8 +162,3 @@ async def follow_index(router: Any, layer: GrainLayer, version: str) -> None:
         except Exception as error:  # the router is restarting: the index at hand goes on serving
             log.warning("the grain router does not answer: %s", str(error).splitlines()[0])
             await asyncio.sleep(1)
-
-
-def redis_client(url: str) -> Redis:
-    """A client whose calls fail within two seconds, so that a stuck Redis delays no answer for long."""
-    return Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)

@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from kitbash_ray.errors import ConfigError
+from kitbash_ray.redis_url import parse
 
 Milliseconds = Annotated[int, Field(ge=1, le=600_000)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -44,7 +45,7 @@ class Settings(BaseSettings):
 
     redis_url: str | None = Field(
         None,
-        description="A Redis to use, as `redis://`, `rediss://` or `unix://`; unset: a private one that `kitbash up` starts",
+        description="A Redis to use: `redis://`, `rediss://` or `unix://`, `redis+sentinel://host:port,host:port/service` or `redis+cluster://host:port,host:port`; unset: a private one that `kitbash up` starts",
     )
     redis_host: str | None = Field(None, description="The same as host, with REDIS_PORT, REDIS_DB and REDIS_PASSWORD")
     redis_port: Port = Field(6379, description="Port of REDIS_HOST")
@@ -197,6 +198,13 @@ class Settings(BaseSettings):
         # Actors run in other folders, where a relative path would mean something else.
         return path and Path(os.path.abspath(path.expanduser()))
 
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: str | None) -> str | None:
+        if url:
+            parse(url)
+        return url
+
     @field_validator("bitnet_model", "kobold_model", mode="before")
     @classmethod
     def _absolute_if_a_file(cls, model: Any) -> Any:
@@ -308,6 +316,8 @@ def _refuse_unknown(environment: Any) -> None:
             raise ConfigError(f"Unknown setting {name} in the environment{_hint(name, known)}")
 
 
+#: What is in a setting with one of these in its name is not repeated; a URL of Redis may hold a password.
+SECRETS = ("TOKEN", "PASSWORD", "KEY", "REDIS_URL")
 #: Set by `kitbash up` for the processes it starts, so that `kitbash down` finds all of them.
 CLUSTER_MARK = "KITBASH_CLUSTER_ID"
 #: Where benchmarks find data that does not come with Kitbash; no setting of Kitbash itself.
@@ -330,8 +340,8 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = {field.upper() for field in Settings.model_fields}
         return f"Unknown setting {name}{_hint(name, known)}"
-    shown = "" if any(secret in name for secret in ("TOKEN", "PASSWORD", "KEY")) else f" ({first['input']!r})"
-    return f"Setting {name} is malformed{shown}: {first['msg']}."
+    shown = "" if any(secret in name for secret in SECRETS) else f" ({first['input']!r})"
+    return f"Setting {name} is malformed{shown}: {first['msg'].removeprefix('Value error, ')}."
 
 
 def _yaml_file(given: Any, dotenv: DotEnvSettingsSource) -> Path | None:

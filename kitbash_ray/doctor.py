@@ -14,14 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-
-import redis
-from redis.exceptions import AuthenticationError, RedisError
 
 from kitbash_ray import __version__
+from kitbash_ray.blackboard import probe
 from kitbash_ray.config import Settings, ray_auth, ray_token_file
 from kitbash_ray.devices import Device
+from kitbash_ray.redis_client import FAULTS, Trouble, connect_sync, trouble_of
 from kitbash_ray.state import Running
 
 #: Indexes and logs need some room; clocks that differ by more make times of events and keys wrong.
@@ -55,6 +53,7 @@ class Facts:
     redis_problem: str
     at: float
     skew_s: float = 0.0
+    redis_remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,7 @@ class Seen:
 
 def look(settings: Settings, address: str = "") -> Facts:
     """The facts of the node that this runs on; it connects to Redis, and to nothing else."""
+    trouble = redis_trouble(settings)
     folder = settings.cache_dir
     while not folder.exists():
         folder = folder.parent
@@ -80,8 +80,9 @@ def look(settings: Settings, address: str = "") -> Facts:
         kitbash=__version__,
         free_bytes=shutil.disk_usage(folder).free,
         folder=str(folder),
-        redis_problem=_redis_problem(settings),
+        redis_problem=trouble.what if trouble else "",
         at=time.time(),
+        redis_remedy=trouble.advice if trouble else "",
     )
 
 
@@ -95,11 +96,8 @@ def judge(here: Facts, seen: Seen | None, running: Running | None) -> Iterator[F
         remedy = f"Let both devices follow a time server: `timedatectl set-ntp true` on {facts.node}."
         yield Finding("clock", facts.node, abs(facts.skew_s) <= SKEW_S, ahead, remedy)
         if running:
-            what = facts.redis_problem or "answers"
-            remedy = "Look whether Redis runs on the head and its port is open there; `kitbash status` names its address."
-            if "password" in what:
-                remedy = "Give all devices the same password: `ray up cluster.yaml` copies that of the head."
-            yield Finding("redis", facts.node, not facts.redis_problem, what, remedy)
+            what = facts.redis_problem or "answers and takes writes"
+            yield Finding("redis", facts.node, not facts.redis_problem, what, facts.redis_remedy)
     for node, why in seen.silent if seen else ():
         yield Finding("ray", node, False, why, "See /tmp/ray/session_latest/logs on that device.")
 
@@ -163,16 +161,11 @@ def port_finding(check: str, node: str, address: str, port: int, remedy: str) ->
         return Finding(check, node, False, f"{address}:{port}: {os.strerror(error.errno) if error.errno else error}", remedy)
 
 
-def _redis_problem(settings: Settings) -> str:
-    """Why Redis cannot be used from here, or nothing."""
-    url = settings.resolved_redis_url
-    if url.startswith("unix://") and not Path(url.removeprefix("unix://")).exists():
-        return f"there is no {url.removeprefix('unix://')}"
+def redis_trouble(settings: Settings) -> Trouble | None:
+    """Why Redis cannot be used from here; it is asked for an answer and for a write."""
     try:
-        with redis.Redis.from_url(url, socket_connect_timeout=CONNECT_S, socket_timeout=CONNECT_S) as client:
-            client.ping()
-    except AuthenticationError as error:
-        return f"refuses the password: {error}"
-    except (RedisError, OSError) as error:
-        return str(error)
-    return ""
+        with connect_sync(settings.resolved_redis_url, socket_connect_timeout=CONNECT_S, socket_timeout=CONNECT_S) as client:
+            probe(client)
+    except FAULTS as error:
+        return trouble_of(error)
+    return None

@@ -13,13 +13,10 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
+from urllib.parse import quote
 
 from kitbash_ray.errors import StoreError
+from kitbash_ray.redis_client import FAULTS, connect_sync
 
 START_S = 10.0
 #: A Unix socket's path has 108 bytes at the most, its final NUL among them.
@@ -44,13 +41,11 @@ class RedisServer:
         self._listen = listen
 
     def running(self) -> bool:
+        login = f":{quote(self._listen.password, safe='')}@" if self._listen else ""
         try:
-            password = self._listen.password if self._listen else None
-            with redis.Redis(
-                unix_socket_path=str(self.socket), password=password, socket_timeout=2, retry=Retry(NoBackoff(), 0)
-            ) as client:
+            with connect_sync(f"unix://{login}{self.socket}") as client:
                 return bool(client.ping())
-        except (RedisError, OSError):
+        except FAULTS:
             return False
 
     def start(self, environment: dict[str, str]) -> int:

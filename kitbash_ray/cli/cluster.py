@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import typer
+from rich.markup import escape
 
 from kitbash_ray.cli.console import errors, output, start_log
 from kitbash_ray.cli.queue import queue_line
@@ -117,11 +118,15 @@ def feed(
 ) -> None:
     """Follow what happens to all questions, until Ctrl-C."""
     with Kitbash(settings=load_settings()) as client:
-        for event in client.feed(after):
+        for event in client.feed(after, interrupted=_waits):
             if as_json:
                 print(encode(event).decode(), flush=True)
             else:
                 output.print(event_line(event), soft_wrap=True)
+
+
+def _waits(why: str) -> None:
+    errors.print(f"[yellow]{escape(why)}[/] The feed goes on when it is back.", soft_wrap=True)
 
 
 def _redis(found: Running, settings: Settings) -> Any:
