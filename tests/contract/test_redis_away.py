@@ -143,6 +143,24 @@ async def test_many_that_flush_while_redis_stands_still_wait_no_longer_than_one(
         assert [event.query_id for event in await in_feed(redis)] == [f"q_{number}" for number in range(20)]
 
 
+async def test_while_a_reply_is_late_nobody_is_told_that_things_are_recorded(
+    start: Start, open_recorder: OpenRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 60.0)
+    server = start()
+    recorder = open_recorder(server.url)
+    await record(recorder, numbered(1, "q_0"))
+    with frozen(server.process.pid):
+        recorder.append(numbered(1)[0])
+        flushing = asyncio.create_task(recorder.flush())
+        while recorder.healthy:
+            await asyncio.wait({flushing}, timeout=0.01)
+        assert recorder.trouble is None
+        assert not flushing.done()
+    await flushing
+    assert recorder.healthy
+
+
 async def test_what_comes_late_and_again_changes_nothing(
     redis: Redis, redis_url: str, open_recorder: OpenRecorder, life: Life, tmp_path: Path
 ) -> None:
