@@ -19,7 +19,7 @@ from kitbash_ray.redis_client import connect
 from kitbash_ray.types import Event, decode, encode
 
 from .recorded import in_feed, in_query, numbered, record
-from .redis_servers import Server, frozen
+from .redis_servers import Link, Server, frozen
 
 Life = Callable[..., list[Event]]
 OpenRecorder = Callable[..., Recorder]
@@ -141,6 +141,24 @@ async def test_many_that_flush_while_redis_stands_still_wait_no_longer_than_one(
     await caught_up(recorder)
     async with client_of(server.url) as redis:
         assert [event.query_id for event in await in_feed(redis)] == [f"q_{number}" for number in range(20)]
+
+
+async def test_while_a_reply_is_late_nobody_is_told_that_things_are_recorded(
+    start: Start, open_recorder: OpenRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 60.0)
+    server = start()
+    recorder = open_recorder(server.url)
+    await record(recorder, numbered(1, "q_0"))
+    with frozen(server.process.pid):
+        recorder.append(numbered(1)[0])
+        flushing = asyncio.create_task(recorder.flush())
+        while recorder.healthy:
+            await asyncio.wait({flushing}, timeout=0.01)
+        assert recorder.trouble is None
+        assert not flushing.done()
+    await flushing
+    assert recorder.healthy
 
 
 async def test_what_comes_late_and_again_changes_nothing(
@@ -334,44 +352,6 @@ async def test_a_master_that_became_a_replica_is_named_and_written_to_when_it_is
     await caught_up(recorder)
     async with client_of(server.url) as redis:
         assert await in_feed(redis) == [*life("q_1"), *life("q_2")]
-
-
-class Link:
-    """A connection to a server through which nothing comes while it is cut; no end is told."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self.open = asyncio.Event()
-        self.open.set()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> Link:
-        self._server = await asyncio.start_server(self._join, "127.0.0.1")
-        return self
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def __aexit__(self, *reason: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
-
-    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection("127.0.0.1", self._port)
-        for source, sink in ((reader, there[1]), (there[0], writer)):
-            self._tasks.add(asyncio.create_task(self._carry(source, sink)))
-
-    async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(1 << 16):
-                await self.open.wait()
-                sink.write(data)
-                await sink.drain()
-        finally:
-            sink.close()
 
 
 async def test_behind_a_cut_link_only_the_first_waits_and_all_is_there_afterwards(
