@@ -10,6 +10,7 @@ import ray
 
 from actors.deploy import start_actors
 from actors.heartbeat import Heartbeat
+from actors.metrics import Metrics, keep_exporting
 from actors.orchestrator import Orchestrator, follow_index, redis_client
 from actors.remote import RemoteLayer, RemoteStreamingLayer
 from kitbash_ray.blackboard import Blackboard
@@ -42,6 +43,7 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
         layers.append(open_cloud(settings, calibration, RedisLedger(redis_client(url), settings.kitbash_cloud_day_budget)))
     replica = ray.get_runtime_context().get_actor_id()
     settings.state_dir.mkdir(parents=True, exist_ok=True)
+    metrics = Metrics()
     orchestrator = Orchestrator(
         cascade_over(layers, settings, grain.cosine),
         Recorder(
@@ -54,9 +56,11 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
         Blackboard(redis_client(url)),
         Feed(redis_client(url)),
         shown_live=frozenset({"kobold"} - calibration.layers.keys()),
+        hear=metrics.hear,
     )
     _BACKGROUND.add(asyncio.create_task(follow_index(router, grain, snapshot.version)))
     _BACKGROUND.add(asyncio.create_task(orchestrator.heed_calls()))
+    _BACKGROUND.add(asyncio.create_task(keep_exporting(metrics, orchestrator)))
     Heartbeat(f"front_door:{replica}", "front_door", settings, lambda: _status(orchestrator, grain))
     return orchestrator
 

@@ -143,8 +143,10 @@ def _start_keeper(
     """Start the process that keeps Ray running, and write it down. It is not waited for."""
     tell(f"starting Ray at {device.address} with {', '.join(device.resources) or 'no resources'}")
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    metrics_port = free_port()
     options = {"node-ip-address": device.address, "resources": json.dumps(dict.fromkeys(device.resources, UNITS)),
-               "object-store-memory": str(OBJECT_STORE_BYTES), "num-cpus": str(os.cpu_count() or 1)}  # fmt: skip
+               "object-store-memory": str(OBJECT_STORE_BYTES), "num-cpus": str(os.cpu_count() or 1),
+               "metrics-export-port": str(metrics_port)}  # fmt: skip
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     joins = None if device.head else f"{head}:{settings.kitbash_ray_port}"
     kept = Kept(environment[CLUSTER_MARK], joins, [*command, *flags, *_flags(options)], settings)
@@ -169,6 +171,7 @@ def _start_keeper(
         cartridges=str(settings.cartridges_dir),
         started_at=time.time(),
         role="head" if device.head else "worker",
+        metrics=local.metrics_url(device.address, metrics_port),
     )
     write_record(settings, found)
     assert process.stdin

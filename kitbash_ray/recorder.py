@@ -67,6 +67,13 @@ class Recorder:
                 if not await self._write(batch):
                     self._keep(batch)
 
+    def spooled_bytes(self) -> int:
+        """The size of the events that wait for Redis."""
+        try:
+            return self._spool.stat().st_size
+        except OSError:  # there is no spool
+            return 0
+
     async def close(self) -> None:
         await self.flush()
         await self._redis.aclose()

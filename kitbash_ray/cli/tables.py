@@ -13,24 +13,42 @@ from rich.table import Table
 
 from kitbash_ray.types import Event
 
+#: Members of a heartbeat that tables show.
+WHERE = ("node", "device", "pid", "load", "version", "since")
 STATE_STYLE = {"ready": "green", "unavailable": "yellow", "off": "dim", "gone": "red"}
 
 
 def layers_table(layers: Iterable[Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "layer", "state", "node", "pid", "load", "about"):
+    for column in ("", "layer", "state", *WHERE, "about"):
         table.add_column(column, overflow="fold")
     for layer in layers:
         state = str(layer.get("state", "gone"))
         about = layer.get("reason") or layer.get("model") or _count(layer)
-        cells = (layer.get("node", ""), layer.get("pid", ""), layer.get("load", ""), about)
         table.add_row(
             str(layer["number"]),
             str(layer["layer"]),
             f"[{STATE_STYLE.get(state, '')}]{state}[/]",
-            *(escape(str(cell)) for cell in cells),
+            *_where(layer),
+            escape(str(about)),
         )
     return table
+
+
+def replicas_table(replicas: Iterable[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("front door", "state", *WHERE):
+        table.add_column(column, overflow="fold")
+    for replica in replicas:
+        state = str(replica["state"])
+        table.add_row(str(replica["replica"])[:8], f"[{STATE_STYLE.get(state, '')}]{state}[/]", *_where(replica))
+    return table
+
+
+def _where(beat: Mapping[str, Any]) -> Iterable[str]:
+    """What a heartbeat says of where its actor runs; empty where there is none."""
+    since = time.strftime("%d %b %H:%M", time.localtime(float(beat["since"]))) if "since" in beat else ""
+    return (since if name == "since" else escape(str(beat.get(name, ""))) for name in WHERE)
 
 
 def events_table(events: Iterable[Event]) -> Table:
