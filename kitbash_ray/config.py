@@ -1,4 +1,4 @@
-"""Every setting, read once: environment > `.env` > YAML > the defaults below.
+"""Every setting, read once: environment > Docker's secrets > `.env` > YAML > the defaults below.
 
 The field names are the environment names in lower case. An unknown or malformed setting
 stops the start with one sentence. This is the only module that reads `os.environ`.
@@ -17,6 +17,7 @@ from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
@@ -35,6 +36,8 @@ OWN_PREFIXES = ("KITBASH_", "BITNET_", "KOBOLD_", "CARTRIDGE_", "GRAIN_", "EMBED
 WITHOUT_EFFECT = ("bitnet_command", "cartridge_type", "cartridge_command", "cartridge_host", "cartridge_port")
 
 PROJECT = Path(__file__).resolve().parent.parent
+#: Where Docker puts secrets: files that are named like settings.
+SECRETS = Path("/run/secrets")
 
 
 class Settings(BaseSettings):
@@ -178,7 +181,8 @@ class Settings(BaseSettings):
         dotenv = DotEnvSettingsSource(settings_cls)
         named = init_settings().get("kitbash_config")
         yaml = YamlConfigSettingsSource(settings_cls, yaml_file=_yaml_file(named, dotenv))
-        return init_settings, env_settings, dotenv_settings, yaml
+        secrets = [SecretsSettingsSource(settings_cls, secrets_dir=SECRETS)] if SECRETS.is_dir() else []
+        return init_settings, env_settings, *secrets, dotenv_settings, yaml
 
     @field_validator(
         "cartridges_dir",
