@@ -126,6 +126,10 @@ def add_feed(http: FastAPI, orchestrator: Orchestrator) -> None:
     async def layers(request: Request) -> Response:
         return JSONResponse(layer_list(orchestrator, await orchestrator.blackboard.actors()))
 
+    @http.router.get("/v1/replicas", summary="The front door's replicas: where they run and how they are")
+    async def replicas(request: Request) -> Response:
+        return JSONResponse(replica_list(await orchestrator.blackboard.actors()))
+
 
 def _add_calls(http: FastAPI, orchestrator: Orchestrator) -> None:
     @http.router.delete("/v1/queries/{query_id}", responses=REFUSALS, openapi_extra=QUERY_PATH, summary="Cancel a query")
@@ -234,6 +238,12 @@ def layer_list(orchestrator: Orchestrator, actors: dict[str, dict[str, str]]) ->
             state = {"state": "off", "reason": f"{name.upper()}_AUTO_SPAWN is false"}
         listed.append({**state, "layer": name, "number": number})
     return listed
+
+
+def replica_list(actors: dict[str, dict[str, str]]) -> list[dict[str, str]]:
+    """The heartbeats of the front door's replicas."""
+    beats = ((name.rpartition(":")[2], beat) for name, beat in sorted(actors.items()) if beat.get("layer") == "front_door")
+    return [{"replica": name, **beat} for name, beat in beats]
 
 
 @serve.ingress()

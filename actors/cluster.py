@@ -102,8 +102,8 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
         tell("starting Redis")
         redis_pid = RedisServer(settings.state_dir).start(environment)
     tell("starting Ray")
-    port = free_port()
-    process = _spawn_ray(settings, environment, port)
+    port, metrics_port = free_port(), free_port()
+    process = _spawn_ray(settings, environment, port, metrics_port)
     found = Running(
         id=cluster_id,
         url=f"http://{settings.kitbash_host}:{settings.kitbash_port}",
@@ -114,6 +114,7 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
         redis="embedded" if settings.embedded_redis else parse(settings.resolved_redis_url).shown,
         cartridges=str(settings.cartridges_dir),
         started_at=time.time(),
+        metrics=metrics_url("127.0.0.1", metrics_port),
     )
     write_record(settings, found)  # before it is up, so that whatever happens can be ended
     launcher = spawn_launcher(settings, found, environment)  # it imports Ray while Ray starts
@@ -166,13 +167,17 @@ def ray_environment(cluster_id: str) -> dict[str, str]:
     }
 
 
-def _spawn_ray(settings: Settings, environment: dict[str, str], port: int) -> subprocess.Popen[bytes]:
+def metrics_url(address: str, port: int) -> str:
+    return f"http://{address}:{port}/metrics"
+
+
+def _spawn_ray(settings: Settings, environment: dict[str, str], port: int, metrics_port: int) -> subprocess.Popen[bytes]:
     """Begin to start a head node. Ending the process that is returned ends the node."""
     resources = dict.fromkeys(chain.from_iterable(settings.resources.values()), UNITS)
     options = {
         "node-ip-address": "127.0.0.1", "port": str(port), "ray-client-server-port": str(free_port()),
         "dashboard-host": "127.0.0.1", "dashboard-port": str(settings.kitbash_dashboard_port),
-        "dashboard-agent-listen-port": str(free_port()), "metrics-export-port": str(free_port()),
+        "dashboard-agent-listen-port": str(free_port()), "metrics-export-port": str(metrics_port),
         "resources": json.dumps(resources), "object-store-memory": str(OBJECT_STORE_BYTES),
         "num-cpus": str(os.cpu_count() or 1),
     }  # fmt: skip

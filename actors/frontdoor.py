@@ -10,8 +10,9 @@ import ray
 
 from actors.deploy import placements, start_actors
 from actors.heartbeat import Heartbeat
+from actors.metrics import Metrics, keep_exporting
 from actors.orchestrator import Orchestrator, follow_index
-from actors.queue_worker import work
+from actors.queue_worker import open_queue, work
 from actors.remote import RemoteMember, RemoteStreamingMember
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.config import Settings, child_environment, started_by_up
@@ -46,6 +47,7 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
         layers.append(open_cloud(settings, calibration, RedisLedger(connect(url), settings.kitbash_cloud_day_budget)))
     replica = ray.get_runtime_context().get_actor_id()
     settings.state_dir.mkdir(parents=True, exist_ok=True)
+    metrics = Metrics()
     orchestrator = Orchestrator(
         cascade_over(layers, settings, grain.cosine),
         Recorder(
@@ -58,10 +60,12 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
         Blackboard(connect(url)),
         Feed(connect(url)),
         shown_live=frozenset({"kobold"} - calibration.layers.keys()),
+        hear=metrics.hear,
     )
     for endless in (
         follow_index(router, grain, snapshot.version),
         orchestrator.heed_calls(),
+        keep_exporting(metrics, orchestrator, open_queue(settings)),
         work(orchestrator, settings, str(replica)),
         *(each.watch() for each in remote),
     ):

@@ -10,18 +10,23 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+import psutil
 
 from actors import cluster as local
 from actors.cluster import OBJECT_STORE_BYTES, UNITS, Tell
 from actors.haproxy import free_port
 from actors.kept import Kept, tell_down
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment, load_settings, ray_token_file
-from kitbash_ray.devices import Device, Devices, cluster_settings, head_redis, redis_password_file
+from kitbash_ray.devices import Device, Devices, cluster_settings, head_redis, redis_password_file, resolved
 from kitbash_ray.errors import ClusterError
 from kitbash_ray.state import Running, read_record, running, write_record
 from kitbash_ray.token import ensure_secret, find_secret, token_file
@@ -101,6 +106,22 @@ def start_worker(devices: Devices, head: str, tell: Tell) -> Running:
     return found
 
 
+def stay(devices: Devices, start: Callable[[], Running], tell: Tell) -> None:
+    """Start this device's part with `start`, and stay as long as it runs: what a container needs.
+
+    SIGTERM ends it. Raises ClusterError when it has ended by itself.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    stop(devices, tell)  # what a container that was killed has written down is not true any more
+    try:
+        found = start()
+        with suppress(psutil.NoSuchProcess):  # gone already
+            psutil.Process(found.ray_pid).wait()
+    finally:
+        stop(devices, tell)
+    raise ClusterError(f"Ray has ended on this device; {local.ray_log(cluster_settings(devices))} says why.")
+
+
 def stop(devices: Devices, tell: Tell) -> bool:
     """End this device's part; on the head that of all devices. Returns whether there was any."""
     settings = load_settings(**devices.settings)
@@ -143,8 +164,10 @@ def _start_keeper(
     """Start the process that keeps Ray running, and write it down. It is not waited for."""
     tell(f"starting Ray at {device.address} with {', '.join(device.resources) or 'no resources'}")
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    options = {"node-ip-address": device.address, "resources": json.dumps(dict.fromkeys(device.resources, UNITS)),
-               "object-store-memory": str(OBJECT_STORE_BYTES), "num-cpus": str(os.cpu_count() or 1)}  # fmt: skip
+    address, metrics_port = resolved(device.address), free_port()  # Ray takes no names of its own nodes
+    options = {"node-ip-address": address, "resources": json.dumps(dict.fromkeys(device.resources, UNITS)),
+               "object-store-memory": str(OBJECT_STORE_BYTES), "num-cpus": str(os.cpu_count() or 1),
+               "metrics-export-port": str(metrics_port)}  # fmt: skip
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     joins = None if device.head else f"{head}:{settings.kitbash_ray_port}"
     kept = Kept(environment[CLUSTER_MARK], joins, [*command, *flags, *_flags(options)], settings)
@@ -169,6 +192,7 @@ def _start_keeper(
         cartridges=str(settings.cartridges_dir),
         started_at=time.time(),
         role="head" if device.head else "worker",
+        metrics=local.metrics_url(address, metrics_port),
     )
     write_record(settings, found)
     assert process.stdin

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from msgspec.structs import replace
@@ -41,13 +41,18 @@ class Orchestrator:
         feed: Feed,
         *,
         shown_live: frozenset[str] = frozenset(),
+        hear: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """`shown_live` are layers whose answer is taken whatever it is, so that a chat may show it while it is made."""
+        """`shown_live` are layers whose answer is taken whatever it is, so that a chat may show it while it is made.
+
+        `hear` is told every event that is recorded.
+        """
         self.cascade = cascade
         self.shown_live = shown_live
         self.recorder = recorder
         self.blackboard = blackboard
         self.feed = feed
+        self._hear = hear
         #: Questions being worked on.
         self.in_flight = 0
         self._running: dict[str, asyncio.Task[Any]] = {}
@@ -65,7 +70,7 @@ class Orchestrator:
         """Run `query` and record it; `listener` hears every event but the last, which is returned."""
 
         def tell(event: Event) -> Awaitable[None] | None:
-            self.recorder.append(event)
+            self._record(event)
             if listener:
                 listener(event)
             # What another process will work on is on the blackboard before it begins.
@@ -82,7 +87,7 @@ class Orchestrator:
             if left:
                 await self.recorder.flush()
             last = replace(last, answer=replace(_answer(last), recorded=self.recorder.healthy))
-            self.recorder.append(last)
+            self._record(last)
             if left:
                 await self.recorder.flush()
         except BaseException:  # cancelled: leave no query running on the blackboard
@@ -128,7 +133,7 @@ class Orchestrator:
         judged = Event(
             query_id, int(now * 1000), now, "query.judged", layer=known.answer.layer, answer=known.answer, right=right
         )
-        self.recorder.append(judged)
+        self._record(judged)
         await self.recorder.flush()
         return True
 
@@ -144,6 +149,10 @@ class Orchestrator:
         """Names of the cartridges that can answer now."""
         grain: Any = self.cascade.layers.get("grain")
         return grain.index.cartridges if grain else ()
+
+    def _record(self, event: Event) -> None:
+        self.recorder.append(event)
+        self._hear(event)
 
 
 def _answer(last: Event) -> Answer:

@@ -158,6 +158,11 @@ class Kitbash:
         found: list[dict[str, Any]] = self._call("GET", "/v1/layers").json()
         return found
 
+    def replicas(self) -> list[dict[str, Any]]:
+        """The replicas of the front door, in the same way."""
+        found: list[dict[str, Any]] = self._call("GET", "/v1/replicas").json()
+        return found
+
     def cancel(self, query_id: str) -> None:
         """End a question that is being worked on. Raises ClientError when it is not."""
         self._call("DELETE", f"/v1/queries/{query_id}")

@@ -1,4 +1,4 @@
-"""Every setting, read once: environment > `.env` > YAML > the defaults below.
+"""Every setting, read once: environment > Docker's secrets > `.env` > YAML > the defaults below.
 
 The field names are the environment names in lower case. An unknown or malformed setting
 stops the start with one sentence. This is the only module that reads `os.environ`.
@@ -17,6 +17,7 @@ from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
@@ -36,6 +37,8 @@ OWN_PREFIXES = ("KITBASH_", "BITNET_", "KOBOLD_", "CARTRIDGE_", "GRAIN_", "EMBED
 WITHOUT_EFFECT = ("bitnet_command", "cartridge_type", "cartridge_command", "cartridge_host", "cartridge_port")
 
 PROJECT = Path(__file__).resolve().parent.parent
+#: Where Docker puts secrets: files that are named like settings.
+SECRETS = Path("/run/secrets")
 
 
 class Settings(BaseSettings):
@@ -183,7 +186,8 @@ class Settings(BaseSettings):
         dotenv = DotEnvSettingsSource(settings_cls)
         named = init_settings().get("kitbash_config")
         yaml = YamlConfigSettingsSource(settings_cls, yaml_file=_yaml_file(named, dotenv))
-        return init_settings, env_settings, dotenv_settings, yaml
+        secrets = [SecretsSettingsSource(settings_cls, secrets_dir=SECRETS)] if SECRETS.is_dir() else []
+        return init_settings, env_settings, *secrets, dotenv_settings, yaml
 
     @field_validator(
         "cartridges_dir",
@@ -317,7 +321,7 @@ def _refuse_unknown(environment: Any) -> None:
 
 
 #: What is in a setting with one of these in its name is not repeated; a URL of Redis may hold a password.
-SECRETS = ("TOKEN", "PASSWORD", "KEY", "REDIS_URL")
+SECRET_NAMES = ("TOKEN", "PASSWORD", "KEY", "REDIS_URL")
 #: Set by `kitbash up` for the processes it starts, so that `kitbash down` finds all of them.
 CLUSTER_MARK = "KITBASH_CLUSTER_ID"
 #: Where benchmarks find data that does not come with Kitbash; no setting of Kitbash itself.
@@ -340,7 +344,7 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = {field.upper() for field in Settings.model_fields}
         return f"Unknown setting {name}{_hint(name, known)}"
-    shown = "" if any(secret in name for secret in SECRETS) else f" ({first['input']!r})"
+    shown = "" if any(secret in name for secret in SECRET_NAMES) else f" ({first['input']!r})"
     return f"Setting {name} is malformed{shown}: {first['msg'].removeprefix('Value error, ')}."
 
 

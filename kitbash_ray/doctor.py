@@ -17,8 +17,8 @@ from importlib.metadata import version
 
 from kitbash_ray import __version__
 from kitbash_ray.blackboard import probe
-from kitbash_ray.config import Settings, ray_auth, ray_token_file
-from kitbash_ray.devices import Device
+from kitbash_ray.config import SECRETS, Settings, ray_auth, ray_token_file
+from kitbash_ray.devices import Device, resolved
 from kitbash_ray.redis_client import FAULTS, Trouble, connect_sync, trouble_of
 from kitbash_ray.state import Running
 
@@ -117,7 +117,7 @@ def _versions(facts: Facts, here: Facts) -> Iterator[Finding]:
 def judge_devices(devices: Sequence[Device], seen: Seen) -> Iterator[Finding]:
     """Whether each device of cluster.yaml has joined."""
     for device in devices:
-        there = device.address in seen.addresses
+        there = resolved(device.address) in seen.addresses
         remedy = f"Run `ray monitor cluster.yaml` to see what the head tries, and `kitbash doctor` on {device.address} for what it sees."
         yield Finding("device", device.address, there, "has joined" if there else "is not in the cluster", remedy)
 
@@ -147,7 +147,7 @@ def token_finding(node: str, needed: bool) -> Finding:
     if ray_auth() != "token":
         what = "Ray asks for no token: whoever reaches its ports can run programs here"
         return Finding("ray token", node, not needed, what, "Run `ray get-auth-token --generate`, and start the cluster again.")
-    if path.exists() and path.stat().st_mode & 0o077:
+    if path.exists() and path.stat().st_mode & 0o077 and SECRETS not in path.parents:
         return Finding("ray token", node, False, f"others can read {path}", f"Run `chmod 600 {path}`.")
     return Finding("ray token", node, True, f"in {path}")
 

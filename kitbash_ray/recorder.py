@@ -98,6 +98,10 @@ class Recorder:
         if self._returning:
             await asyncio.wait({self._returning})
 
+    def spooled_bytes(self) -> int:
+        """The size of the events that wait for Redis."""
+        return self._spool.waiting
+
     async def close(self) -> None:
         await self.flush()
         if self._returning:

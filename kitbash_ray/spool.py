@@ -37,6 +37,11 @@ class Spool:
         #: Bytes in the file, those of them that are done, and those that `first` has returned.
         self._size = self._done = self._returned = 0
 
+    @property
+    def waiting(self) -> int:
+        """Bytes of events that are not done."""
+        return self._size - self._done
+
     def append(self, events: Sequence[Event]) -> None:
         """Put events behind the others: all of them, or none if they do not fit."""
         lines = b"".join(encode(event) + b"\n" for event in events)
