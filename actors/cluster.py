@@ -320,9 +320,9 @@ def _processes(cluster_id: str, found: Running | None) -> set[psutil.Process]:
     """All living processes of a cluster, but for this one.
 
     Most carry its mark in their environment. Redis and Ray's agents write their title over it,
-    so whatever belongs to the sessions of the two processes that were started counts as well.
+    so whatever belongs to the sessions of the processes that were started counts as well.
     """
-    sessions = {pid for pid in (found.ray_pid, found.redis_pid) if pid} if found else set()
+    sessions = {pid for pid in (found.ray_pid, found.redis_pid, found.ray_redis_pid) if pid} if found else set()
     began = found.started_at if found else 0.0
     ours = set()
     for process in psutil.process_iter():

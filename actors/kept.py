@@ -12,7 +12,7 @@ from kitbash_ray.redis_client import FAULTS, connect_sync
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a keeper keeps. `command` starts Ray and stays in the foreground; `joins` is the head's address, None on the head."""
+    """What a keeper keeps. `command` starts Ray; `joins` is the head's address, None on the head."""
 
     cluster_id: str
     joins: str | None

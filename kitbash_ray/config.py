@@ -141,6 +141,9 @@ class Settings(BaseSettings):
     kitbash_port: Port = Field(8000, description="Port of the front door")
     kitbash_dashboard_port: Port = Field(8265, description="Port of the Ray dashboard")
     kitbash_ray_port: Port = Field(6380, description="Port of Ray on the head of several devices; Redis has REDIS_PORT there")
+    kitbash_ray_redis_port: Port = Field(
+        6381, description="Port of the Redis that keeps Ray's state on the head of several devices; the head alone reaches it"
+    )
     kitbash_url: str | None = Field(
         None, description="Front door that the CLI and the client talk to; unset: the one `kitbash up` started"
     )

@@ -6,6 +6,8 @@ reads of the file (ssh, commands, files) is not checked here.
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import yaml
 from kitbash_ray.config import PROJECT, Settings, load_settings
 from kitbash_ray.errors import ConfigError
 from kitbash_ray.redis_server import Listen, RedisServer
-from kitbash_ray.token import find_secret
+from kitbash_ray.token import ensure_secret, find_secret
 
 CLUSTER_FILE = PROJECT / "cluster.yaml"
 
@@ -94,6 +96,29 @@ def head_redis(settings: Settings) -> RedisServer | None:
     if resolved(settings.redis_host) not in own_addresses():
         return None
     return RedisServer(settings.state_dir, Listen(settings.redis_host, settings.redis_port, settings.redis_password))
+
+
+def ray_redis(settings: Settings) -> RedisServer:
+    """The Redis in which Ray's GCS on the head keeps its state.
+
+    One of its own, so that trouble with the blackboard's does not reach Ray. It listens on the
+    loopback only, because Ray shows its password on the command line of the GCS.
+    """
+    listen = Listen("127.0.0.1", settings.kitbash_ray_redis_port, ray_redis_password(settings))
+    return RedisServer(_ray_folder(settings), listen)
+
+
+def ray_redis_password(settings: Settings) -> str:
+    return ensure_secret(_ray_folder(settings) / "password", secrets.token_hex(32))
+
+
+def forget_ray(settings: Settings) -> None:
+    """Remove what Ray kept there. Its next cluster begins without the last one's actors."""
+    shutil.rmtree(_ray_folder(settings), ignore_errors=True)
+
+
+def _ray_folder(settings: Settings) -> Path:
+    return settings.state_dir / "ray"
 
 
 def redis_password_file(settings: Settings) -> Path:

@@ -20,6 +20,7 @@ from kitbash_ray.blackboard import probe
 from kitbash_ray.config import SECRETS, Settings, ray_auth, ray_token_file
 from kitbash_ray.devices import Device, resolved
 from kitbash_ray.redis_client import FAULTS, Trouble, connect_sync, trouble_of
+from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.state import Running
 
 #: Indexes and logs need some room; clocks that differ by more make times of events and keys wrong.
@@ -159,6 +160,13 @@ def port_finding(check: str, node: str, address: str, port: int, remedy: str) ->
             return Finding(check, node, True, f"{address}:{port} takes connections")
     except OSError as error:
         return Finding(check, node, False, f"{address}:{port}: {os.strerror(error.errno) if error.errno else error}", remedy)
+
+
+def ray_redis_finding(node: str, server: RedisServer) -> Finding:
+    """Whether the Redis that keeps Ray's state answers; without it Ray outlives nothing that happens to its head."""
+    remedy = f"The keeper starts it when its process ends: see {server.folder / 'redis/redis.log'}, and keeper.log in the folder above."
+    ok = server.running()
+    return Finding("redis of Ray", node, ok, f"{'answers' if ok else 'does not answer'} at {server.socket}", remedy)
 
 
 def redis_trouble(settings: Settings) -> Trouble | None:

@@ -31,6 +31,8 @@ class Running:
     role: str = "alone"
     #: Where Ray shows the metrics of this machine.
     metrics: str = ""
+    #: The Redis that keeps Ray's state, on the head of several devices.
+    ray_redis_pid: int | None = None
 
 
 def record_file(settings: Settings) -> Path:

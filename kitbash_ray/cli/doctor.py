@@ -15,7 +15,7 @@ from rich.table import Table
 from kitbash_ray.cli import exits
 from kitbash_ray.cli.console import errors, output
 from kitbash_ray.config import Settings, load_settings
-from kitbash_ray.devices import Devices, cluster_settings, read_devices
+from kitbash_ray.devices import Devices, cluster_settings, ray_redis, read_devices
 from kitbash_ray.doctor import (
     Finding,
     Seen,
@@ -24,6 +24,7 @@ from kitbash_ray.doctor import (
     judge_resources,
     look,
     port_finding,
+    ray_redis_finding,
     token_finding,
     wanted_resources,
 )
@@ -67,6 +68,8 @@ def examine() -> Iterator[Finding]:
         yield from judge(here, None, None)
         return
     yield from _ports(settings, found, devices, here.node)
+    if found.role == "head":
+        yield ray_redis_finding(here.node, ray_redis(settings))
     seen = None
     try:
         seen = _see(settings, found)
