@@ -27,6 +27,7 @@ from actors.chat_routes import add_chat
 from actors.frontdoor import open_orchestrator
 from actors.orchestrator import Orchestrator
 from actors.queue_routes import Lookout, add_queue, cancel
+from actors.work_routes import add_work
 from kitbash_ray import __version__
 from kitbash_ray.asgi import JSON, REFUSALS, EventStream, PlainRoute, add_errors, body_of, inlined, read_body
 from kitbash_ray.config import Settings, load_settings
@@ -57,6 +58,7 @@ def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> AS
     add_queue(http, orchestrator, settings)
     add_feed(http, orchestrator)
     add_adapters(http, orchestrator)
+    add_work(http, settings)
     add_health(http, orchestrator)
     add_errors(http)
     return Gate(http, token, Keyring(keys_file(settings)))
@@ -228,14 +230,14 @@ def layer_list(orchestrator: Orchestrator, actors: dict[str, dict[str, str]]) ->
                 listed.append({"layer": name, "number": number, "state": "ready"})
             continue
         beats = [{"name": actor, **beat} for actor, beat in sorted(actors.items()) if beat["layer"] == name]
-        beats.sort(key=lambda beat: beat["state"] != "ready")
+        beats.sort(key=lambda beat: (beat["state"] != "ready", "worker" in beat))  # actors before workers elsewhere
         state: dict[str, Any] = beats[0] if beats else {"state": "gone", "reason": "no heartbeat"}
         if breaker := orchestrator.cascade.breakers.get(name):
             state = {**state, "breaker": breaker.state} | ({"degraded": breaker.reason} if breaker.reason else {})
         if len(beats) > 1:
             state = {**state, "replicas": beats}
         if name not in orchestrator.cascade.layers:
-            state = {"state": "off", "reason": f"{name.upper()}_AUTO_SPAWN is false"}
+            state = {"state": "off", "reason": f"{name.upper()}_AUTO_SPAWN is false, and no worker has come"}
         listed.append({**state, "layer": name, "number": number})
     return listed
 

@@ -6,10 +6,10 @@ import ray
 
 from actors.generative import GenerativeActor
 from actors.remote import MEMBER
-from actors.watch import Watch
 from kitbash_ray.config import Settings
 from kitbash_ray.knowledge.library import Library
 from kitbash_ray.layers.bitnet import StudentLayer, open_bitnet
+from kitbash_ray.watch import Watch
 
 
 class Bitnet(GenerativeActor):

@@ -6,7 +6,6 @@ import ray
 
 from actors.heartbeat import Heartbeat, own_name
 from actors.remote import MEMBER
-from actors.watch import Watch
 from kitbash_ray.config import Settings
 from kitbash_ray.direct import open_calibration
 from kitbash_ray.knowledge.grain_index import GrainIndex
@@ -16,6 +15,7 @@ from kitbash_ray.knowledge.verifier import open_verifier
 from kitbash_ray.layers.cartridge import CartridgeLayer
 from kitbash_ray.replicas import Health
 from kitbash_ray.types import LayerResult, Query
+from kitbash_ray.watch import Watch
 
 
 class Cartridge:

@@ -15,8 +15,10 @@ from actors.orchestrator import Orchestrator, follow_index
 from actors.queue_worker import open_queue, work
 from actors.remote import RemoteMember, RemoteStreamingMember
 from kitbash_ray.blackboard import Blackboard
+from kitbash_ray.cascade import Cascade
 from kitbash_ray.config import Settings, child_environment, started_by_up
-from kitbash_ray.direct import cascade_over, open_calibration
+from kitbash_ray.direct import cascade_over, open_calibration, timeouts_s
+from kitbash_ray.edge import EdgeMember
 from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.embedder import open_embedder
 from kitbash_ray.knowledge.grain_index import GrainIndex
@@ -28,6 +30,8 @@ from kitbash_ray.redis_client import connect
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.replicas import Replicas, StreamingReplicas
 from kitbash_ray.types import Layer
+from kitbash_ray.work import WorkStream
+from kitbash_ray.work_types import SERVED
 
 STREAMING = frozenset({"bitnet", "kobold"})
 
@@ -42,7 +46,7 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     grain = GrainLayer(GrainIndex(await snapshot.arrays[0]), embedder, calibration)
     url = settings.resolved_redis_url
     remote = _remote_layers(settings, handles)
-    layers: list[Layer] = [grain, *remote]
+    layers: list[Layer] = [grain, *(each for each in remote if each.members)]
     if settings.kitbash_cloud_url:
         layers.append(open_cloud(settings, calibration, RedisLedger(connect(url), settings.kitbash_cloud_day_budget)))
     replica = ray.get_runtime_context().get_actor_id()
@@ -68,6 +72,7 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
         keep_exporting(metrics, orchestrator, open_queue(settings)),
         work(orchestrator, settings, str(replica)),
         *(each.watch() for each in remote),
+        *(with_workers(settings, orchestrator.cascade, each) for each in remote),
     ):
         _BACKGROUND.add(asyncio.create_task(endless))
     Heartbeat(f"front_door:{replica}", "front_door", settings, lambda: _status(orchestrator, grain))
@@ -83,13 +88,26 @@ def ensure_redis(settings: Settings) -> None:
 
 def _remote_layers(settings: Settings, handles: Mapping[str, Any]) -> list[Replicas]:
     made: list[Replicas] = []
-    for layer in ("bitnet", "cartridge", "kobold"):
+    for layer in SERVED:
         names = [place.name for place in placements(settings) if place.layer == layer]
-        if names and layer in STREAMING:
+        if layer in STREAMING:
             made.append(StreamingReplicas(layer, [RemoteStreamingMember(name, handles[name]) for name in names]))
-        elif names:
+        else:
             made.append(Replicas(layer, [RemoteMember(name, handles[name]) for name in names]))
     return made
+
+
+async def with_workers(settings: Settings, cascade: Cascade, layer: Replicas) -> None:
+    """Workers outside the cluster do a layer's work, too, as soon as the first has come. Never returns.
+
+    A layer without actors is off until then; from then on it is missed when its workers are gone.
+    """
+    stream = WorkStream(connect(settings.resolved_redis_url), layer.name)
+    edge = EdgeMember(stream, timeouts_s(settings)[layer.name])
+    await edge.first_worker()
+    if layer.name not in cascade.layers:
+        cascade.add(layer)
+    await asyncio.gather(edge.hear(), layer.join(edge))
 
 
 def _status(orchestrator: Orchestrator, grain: GrainLayer) -> dict[str, str]:

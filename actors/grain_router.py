@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import ray
 
 from actors.heartbeat import Heartbeat
-from actors.watch import Watch
 from kitbash_ray.config import Settings
 from kitbash_ray.knowledge.index import open_builder
+from kitbash_ray.watch import Watch
 
 #: Seconds that `snapshot` waits for something new before it says that there is nothing.
 LONG_POLL_S = 10.0

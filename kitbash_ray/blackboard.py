@@ -8,10 +8,12 @@
     kitbash:feed                     stream, capped      every event                   cap
     kitbash:actor:{name}             hash                heartbeat                     3 heartbeats
     kitbash:cost:{day}               string, dollars     what layer 5 cost on a day    2 days
-    kitbash:work:{layer}             stream + group      work for workers elsewhere    until acked
     kitbash:queue                    stream + group      queries to answer later       until acked
     kitbash:idempotency:{digest}     hash                query id of a key, its body   as long as the query
     kitbash:dead                     hash, JSON          queries that were given up    until requeued
+    kitbash:work:{layer}             stream + group      work for workers elsewhere    until done, at most 1 h
+    kitbash:work:{layer}:workers     sorted set          when each worker was heard    1 h after the last
+    kitbash:work:results:{asker}     list                what they answered          until read, at most 1 min
     kitbash:probe                    string              written to see that one can   1 s
 
 In a Redis cluster `{kitbash}:` stands for `kitbash:`, so that all keys are in one hash slot: what
@@ -60,6 +62,23 @@ def layer_key(query_id: str, layer: str, part: str, prefix: str = PREFIX) -> str
 
 def events_key(query_id: str, prefix: str = PREFIX) -> str:
     return f"{prefix}query:{query_id}:events"
+
+
+def work_key(layer: str, prefix: str = PREFIX) -> str:
+    return f"{prefix}work:{layer}"
+
+
+def workers_key(layer: str, prefix: str = PREFIX) -> str:
+    return f"{prefix}work:{layer}:workers"
+
+
+def results_key(asker: str, prefix: str = PREFIX) -> str:
+    return f"{prefix}work:results:{asker}"
+
+
+def edge_actor(layer: str, worker: str) -> str:
+    """The name that a worker outside the cluster has among the actors; a layer's workers cannot take another's."""
+    return f"edge:{layer}:{worker}"
 
 
 def idempotency_key(digest: str, prefix: str = PREFIX) -> str:
@@ -243,12 +262,17 @@ class Blackboard:
 
 def heartbeat(redis: Any, name: str, fields: Mapping[str, str]) -> None:
     """Say that an actor lives. `redis` is a synchronous client; raises RedisError."""
-    key = actor_key(name, prefix_of(redis))
     with redis.pipeline(transaction=True) as pipe:
-        pipe.delete(key)
-        pipe.hset(key, mapping=dict(fields))
-        pipe.expire(key, int(HEARTBEAT_S * HEARTBEATS_MISSED))
+        add_heartbeat(pipe, name, fields, prefix_of(redis))
         pipe.execute()
+
+
+def add_heartbeat(pipe: Any, name: str, fields: Mapping[str, str], prefix: str = PREFIX) -> None:
+    """The commands of a heartbeat, for a pipeline of either kind of client."""
+    key = actor_key(name, prefix)
+    pipe.delete(key)
+    pipe.hset(key, mapping=dict(fields))
+    pipe.expire(key, int(HEARTBEAT_S * HEARTBEATS_MISSED))
 
 
 def probe(redis: Any) -> None:

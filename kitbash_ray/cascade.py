@@ -22,6 +22,7 @@ from kitbash_ray.errors import KitbashError, LayerBusy, LayerError, LayerTimeout
 from kitbash_ray.policy import Asked, Decision, Policy, Situation
 from kitbash_ray.types import (
     ATTEMPT_EVENTS,
+    LAYER_NUMBERS,
     Answer,
     Event,
     EventKind,
@@ -72,6 +73,14 @@ class Cascade:
         self._timeouts = timeouts_s
         self._max_error = max_error
         self._cosine = cosine
+
+    def add(self, layer: Layer) -> None:
+        """From now on `layer` is asked, too, where its number says."""
+        self.breakers[layer.name] = Breaker()
+        if isinstance(layer, StreamingLayer):
+            self._streaming[layer.name] = layer
+        layers = {**self.layers, layer.name: layer}
+        self.layers = {name: layers[name] for name in sorted(layers, key=LAYER_NUMBERS.__getitem__)}
 
     async def run(self, query: Query, tell: Tell) -> Event:
         """Tell the events of `query` as they happen, but for the last, `query.finished`: it is returned.

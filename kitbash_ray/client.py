@@ -212,7 +212,7 @@ class Kitbash:
             reply = self._http.request(method, path, json=body, headers=headers)
         except httpx.HTTPError as error:
             raise self._lost(error) from error
-        _raise_for(reply)
+        raise_for(reply)
         return reply
 
     def _events(self, method: str, path: str, body: dict[str, Any] | None) -> Iterator[Event]:
@@ -224,7 +224,7 @@ class Kitbash:
             with self._http.stream(method, path, json=body) as reply:
                 if reply.status_code != httpx.codes.OK:
                     reply.read()
-                    _raise_for(reply)
+                    raise_for(reply)
                 place = kind = ""
                 for line in reply.iter_lines():
                     name, _, value = line.partition(": ")
@@ -263,7 +263,8 @@ def _body(
     return body | {name: value for name, value in limits.items() if value is not None}
 
 
-def _raise_for(reply: httpx.Response) -> None:
+def raise_for(reply: httpx.Response) -> None:
+    """Raises ClientError with the front door's own sentence when it refused."""
     if reply.status_code < httpx.codes.BAD_REQUEST:
         return
     try:

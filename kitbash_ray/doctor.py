@@ -14,14 +14,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from kitbash_ray import __version__
-from kitbash_ray.blackboard import probe
 from kitbash_ray.config import SECRETS, Settings, ray_auth, ray_token_file
 from kitbash_ray.devices import Device, resolved
-from kitbash_ray.redis_client import FAULTS, Trouble, connect_sync, trouble_of
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.state import Running
+
+if TYPE_CHECKING:
+    from kitbash_ray.redis_client import Trouble
 
 #: Indexes and logs need some room; clocks that differ by more make times of events and keys wrong.
 FREE_BYTES, SKEW_S = 1 << 30, 1.0
@@ -171,6 +173,9 @@ def ray_redis_finding(node: str, server: RedisServer) -> Finding:
 
 def redis_trouble(settings: Settings) -> Trouble | None:
     """Why Redis cannot be used from here; it is asked for an answer and for a write."""
+    from kitbash_ray.blackboard import probe  # here: the command line needs this module where there is no Redis
+    from kitbash_ray.redis_client import FAULTS, connect_sync, trouble_of
+
     try:
         with connect_sync(settings.resolved_redis_url, socket_connect_timeout=CONNECT_S, socket_timeout=CONNECT_S) as client:
             probe(client)

@@ -16,7 +16,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from kitbash_ray.errors import StoreError
-from kitbash_ray.redis_client import FAULTS, connect_sync
 
 START_S = 10.0
 #: A Unix socket's path has 108 bytes at the most, its final NUL among them.
@@ -41,6 +40,8 @@ class RedisServer:
         self._listen = listen
 
     def running(self) -> bool:
+        from kitbash_ray.redis_client import FAULTS, connect_sync  # here: a worker needs this module and has no Redis
+
         login = f":{quote(self._listen.password, safe='')}@" if self._listen else ""
         try:
             with connect_sync(f"unix://{login}{self.socket}") as client:

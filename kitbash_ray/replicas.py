@@ -66,6 +66,11 @@ class Replicas:
         """Ask for every member's health. Never returns."""
         await asyncio.gather(*(one.watch() for one in self._watched))
 
+    async def join(self, member: Member) -> None:
+        """Another member from now on; asks for its health. Never returns."""
+        self._watched.append(_Watched(member))
+        await self._watched[-1].watch()
+
     async def answer(self, query: Query, so_far: tuple[LayerResult, ...]) -> LayerResult:
         tried: dict[_Watched, LayerUnavailable] = {}
         while True:

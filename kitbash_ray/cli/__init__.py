@@ -26,6 +26,7 @@ from kitbash_ray.cli import (
     node,
     queue,
     record,
+    worker,
 )
 from kitbash_ray.cli.console import errors
 from kitbash_ray.errors import KitbashError
@@ -56,6 +57,7 @@ app.command("eval")(evaluate.evaluate)
 app.command()(calibrate.calibrate)
 app.command()(distil.distil)
 app.command()(demo.demo)
+app.command()(worker.worker)
 app.add_typer(cartridge.app, name="cartridge")
 app.add_typer(key.app, name="key")
 app.add_typer(models.app, name="models")

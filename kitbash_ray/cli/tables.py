@@ -23,22 +23,18 @@ def layers_table(layers: Iterable[Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "layer", "state", *WHERE, "about"):
         table.add_column(column, overflow="fold")
-    for layer in (each for listed in layers for each in _replicas(listed)):
+    rows = ((each, number) for layer in layers for number, each in enumerate([layer, *layer.get("replicas", ())[1:]]))
+    for layer, number in rows:
         state = str(layer.get("state", "gone"))
         about = [_degraded(layer), layer.get("reason") or layer.get("model") or _count(layer), _other_version(layer)]
         table.add_row(
-            str(layer["number"]),
-            str(layer["layer"]),
+            "" if number else str(layer["number"]),
+            f"  {layer.get('worker') or layer['name']}" if number else str(layer["layer"]),
             f"[{STATE_STYLE.get(state, '')}]{state}[/]",
             *_where(layer),
             escape("; ".join(filter(None, about))),
         )
     return table
-
-
-def _replicas(layer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A layer's line, or one for each of its replicas."""
-    return [{**layer, **replica, "layer": replica["name"]} for replica in layer.get("replicas", ())] or [layer]
 
 
 def _degraded(layer: Mapping[str, Any]) -> str:
