@@ -56,7 +56,8 @@ class Keeper:
             first = False
             print("Ray is gone; starting it again", flush=True)
             ray.end(but=self._redis_pids())
-            self._over.wait(1)
+            if state is State.REFUSED:
+                self._over.wait(1)
         self._end()
 
     def _head_is_there(self) -> bool:

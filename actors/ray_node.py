@@ -26,7 +26,7 @@ PARTS = ("gcs_server", "raylet", "monitor.py", "log_monitor.py", "dashboard.py",
 ASKED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
 #: How soon after the raylet `ray stop` ends the others.
 STOP_S = 3.0
-#: A process that cannot live is not tried more often than this.
+#: A process that does not live is not started more often than this.
 AGAIN_S = 5.0
 END_S = 5.0
 PR_SET_CHILD_SUBREAPER = 36
@@ -55,6 +55,8 @@ class RayNode:
         self._starter: psutil.Popen | None = None
         self._parts: dict[str, psutil.Process] = {}
         self._commands: dict[str, list[str]] = {}
+        #: When a part was started again, on the monotonic clock.
+        self._begun: dict[str, float] = {}
 
     def start(self) -> None:
         """Begin to start it; `look` says what becomes of it."""
@@ -76,8 +78,9 @@ class RayNode:
             return self._end_of_raylet(code)
         for name, process in self._parts.items():
             code = _exit_code(process)
-            if code is not None and time.time() - process.create_time() > AGAIN_S:
+            if code is not None and time.monotonic() - self._begun.get(name, -AGAIN_S) > AGAIN_S:
                 print(f"{name} ended with {code}; starting it again", flush=True)
+                self._begun[name] = time.monotonic()
                 self._parts[name] = _spawn(self._commands[name], subprocess.DEVNULL)
         return State.RUNS
 
