@@ -128,6 +128,10 @@ def add_feed(http: FastAPI, orchestrator: Orchestrator) -> None:
     async def layers(request: Request) -> Response:
         return JSONResponse(layer_list(orchestrator, await orchestrator.blackboard.actors()))
 
+    @http.router.get("/v1/replicas", summary="The front door's replicas: where they run and how they are")
+    async def replicas(request: Request) -> Response:
+        return JSONResponse(replica_list(await orchestrator.blackboard.actors()))
+
 
 def _add_calls(http: FastAPI, orchestrator: Orchestrator) -> None:
     @http.router.delete("/v1/queries/{query_id}", responses=REFUSALS, openapi_extra=QUERY_PATH, summary="Cancel a query")
@@ -170,10 +174,14 @@ def add_health(http: FastAPI, orchestrator: Orchestrator) -> None:
 
     @http.router.get("/health/ready", summary="Questions are answered and recorded")
     async def ready(request: Request) -> Response:
+        trouble: object = orchestrator.recorder.trouble  # also a Redis that lets itself be read, and nothing more
         try:
-            await orchestrator.blackboard.ping()
-        except StoreError as error:  # answers go on without Redis; whoever balances load should know
-            return JSONResponse({"status": "degraded", "reason": str(error)})
+            if trouble is None:
+                await orchestrator.blackboard.ping()
+        except StoreError as error:
+            trouble = error
+        if trouble:  # answers go on without Redis; whoever balances load should know
+            return JSONResponse({"status": "degraded", "reason": str(trouble)})
         return JSONResponse({"status": "ok"})
 
 
@@ -195,10 +203,13 @@ async def event_lines(orchestrator: Orchestrator, query: Query) -> AsyncGenerato
 
 async def feed_lines(orchestrator: Orchestrator, after: str, follow: bool) -> AsyncGenerator[bytes, None]:
     try:
+        yield b": the feed\n"
+        if after == "$":  # said by its id: whoever loses the connection before anything happens can go on from there
+            after = await orchestrator.feed.newest()
+            yield b"id: %b\n\n" % after.encode()
         source: AsyncGenerator[tuple[str, Event] | None, None]
         source = orchestrator.feed.follow(after) if follow else orchestrator.feed.so_far(after)
         async with aclosing(source) as entries:
-            yield b": the feed\n\n"
             async for entry in entries:
                 # A comment keeps proxies awake and makes a vanished client noticeable.
                 yield _sse_event(entry[1], entry[0]) if entry else b": nothing new\n\n"
@@ -229,6 +240,12 @@ def layer_list(orchestrator: Orchestrator, actors: dict[str, dict[str, str]]) ->
             state = {"state": "off", "reason": f"{name.upper()}_AUTO_SPAWN is false, and no worker has come"}
         listed.append({**state, "layer": name, "number": number})
     return listed
+
+
+def replica_list(actors: dict[str, dict[str, str]]) -> list[dict[str, str]]:
+    """The heartbeats of the front door's replicas."""
+    beats = ((name.rpartition(":")[2], beat) for name, beat in sorted(actors.items()) if beat.get("layer") == "front_door")
+    return [{"replica": name, **beat} for name, beat in beats]
 
 
 @serve.ingress()

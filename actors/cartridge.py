@@ -58,7 +58,7 @@ class Cartridge:
     def _status(self) -> dict[str, str]:
         return {
             "state": "ready",
-            "version": self._version,
+            "content": self._version,
             "load": str(self._busy),
             "reason": self._watch.problem or "",
         }

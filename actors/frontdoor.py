@@ -10,8 +10,9 @@ import ray
 
 from actors.deploy import placements, start_actors
 from actors.heartbeat import Heartbeat
-from actors.orchestrator import Orchestrator, follow_index, redis_client
-from actors.queue_worker import work
+from actors.metrics import Metrics, keep_exporting
+from actors.orchestrator import Orchestrator, follow_index
+from actors.queue_worker import open_queue, work
 from actors.remote import RemoteMember, RemoteStreamingMember
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.cascade import Cascade
@@ -25,6 +26,7 @@ from kitbash_ray.layers.cloud import open_cloud
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.ledger import RedisLedger
 from kitbash_ray.recorder import Recorder
+from kitbash_ray.redis_client import connect
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.replicas import Replicas, StreamingReplicas
 from kitbash_ray.types import Layer
@@ -46,25 +48,28 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     remote = _remote_layers(settings, handles)
     layers: list[Layer] = [grain, *(each for each in remote if each.members)]
     if settings.kitbash_cloud_url:
-        layers.append(open_cloud(settings, calibration, RedisLedger(redis_client(url), settings.kitbash_cloud_day_budget)))
+        layers.append(open_cloud(settings, calibration, RedisLedger(connect(url), settings.kitbash_cloud_day_budget)))
     replica = ray.get_runtime_context().get_actor_id()
     settings.state_dir.mkdir(parents=True, exist_ok=True)
+    metrics = Metrics()
     orchestrator = Orchestrator(
         cascade_over(layers, settings, grain.cosine),
         Recorder(
-            redis_client(url),
+            connect(url),
             ttl_s=settings.kitbash_query_ttl,
             feed_maxlen=settings.kitbash_feed_maxlen,
             level=settings.diagnostic_level,
-            spool=settings.state_dir / "spool.jsonl",
+            spool=settings.state_dir / "spool",
         ),
-        Blackboard(redis_client(url)),
-        Feed(redis_client(url)),
+        Blackboard(connect(url)),
+        Feed(connect(url)),
         shown_live=frozenset({"kobold"} - calibration.layers.keys()),
+        hear=metrics.hear,
     )
     for endless in (
         follow_index(router, grain, snapshot.version),
         orchestrator.heed_calls(),
+        keep_exporting(metrics, orchestrator, open_queue(settings)),
         work(orchestrator, settings, str(replica)),
         *(each.watch() for each in remote),
         *(with_workers(settings, orchestrator.cascade, each) for each in remote),
@@ -97,7 +102,7 @@ async def with_workers(settings: Settings, cascade: Cascade, layer: Replicas) ->
 
     A layer without actors is off until then; from then on it is missed when its workers are gone.
     """
-    stream = WorkStream(redis_client(settings.resolved_redis_url), layer.name)
+    stream = WorkStream(connect(settings.resolved_redis_url), layer.name)
     edge = EdgeMember(stream, timeouts_s(settings)[layer.name])
     await edge.first_worker()
     if layer.name not in cascade.layers:

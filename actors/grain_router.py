@@ -67,7 +67,8 @@ class GrainRouter:
         problems = (*self._snapshot.problems, *([self._watch.problem] if self._watch.problem else []))
         return {
             "state": "ready",
-            "version": self._snapshot.version,
+            "content": self._snapshot.version,
+            "load": "0",  # no question passes through here
             "grains": str(self._snapshot.grains),
             "reason": "; ".join(problems),
         }

@@ -1,37 +1,37 @@
 """Keeps Ray running on one device of several, and ends everything else there with it: `python -m actors.keeper`.
 
-What to keep comes as JSON on standard input. `ray down` stops Ray on the head and nothing more;
-so the keeper there, when it sees that, ends Redis and HAProxy and tells the other devices. On
-those Ray ends by itself after a while without the head, and its keeper starts it again; so does
-the head's with a Redis that died. Not here: starting the layers (launch.py).
+What to keep comes as JSON on standard input. Ray's processes that die are started again, and on
+the head its two Redises too. `ray down` stops Ray on the head and nothing more; so the keeper
+there, when it sees that, ends Redis and HAProxy and tells the other devices. On those Ray ends by
+itself after a while without the head, and its keeper starts it again when the head is back. Not
+here: which process is which (ray_node.py), starting the layers (launch.py).
 """
 
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import psutil
-import redis
-from redis.exceptions import RedisError
 
 from actors.cluster import end_processes, ray_log
 from actors.kept import Kept, tell_down
+from actors.ray_node import RayNode, State, adopt
 from kitbash_ray.blackboard import DOWN
-from kitbash_ray.config import child_environment
-from kitbash_ray.devices import head_redis
+from kitbash_ray.config import Settings, child_environment
+from kitbash_ray.devices import forget_ray, head_redis, ray_redis
 from kitbash_ray.errors import StoreError
-from kitbash_ray.state import read_record, record_file, write_record
+from kitbash_ray.redis_client import FAULTS, connect_sync
+from kitbash_ray.redis_server import RedisServer
+from kitbash_ray.state import Running, read_record, record_file, write_record
 
 #: A device whose head was away for so long stops trying: it is not coming back by itself.
 GIVE_UP_S = 900.0
 LOOK_EVERY_S = 0.5
-#: Ray's processes appear one by one; one that is missing for so long is missing.
-GONE_S = 3.0
 LINK_MS = 10_000
 
 
@@ -46,11 +46,18 @@ class Keeper:
     def run(self) -> None:
         if self._kept.joins:
             threading.Thread(target=self._listen, name="down", daemon=True).start()
+        first = True
+        ray = RayNode(self._kept.command, ray_log(self._kept.settings))
         while self._head_is_there():
-            stopped = self._watch(self._start())
-            if stopped or not self._kept.joins:
+            ray.start()
+            state = self._watch(ray)
+            if state is State.STOPPED or (state is State.REFUSED and first and not self._kept.joins):
                 break
-            self._over.wait(1)
+            first = False
+            print("Ray is gone; starting it again", flush=True)
+            ray.end(but=self._redis_pids())
+            if state is State.REFUSED:
+                self._over.wait(1)
         self._end()
 
     def _head_is_there(self) -> bool:
@@ -59,7 +66,7 @@ class Keeper:
         Ray's own attempts wait longer and longer, so it is started when the link is there.
         """
         if not self._kept.joins:
-            return True
+            return not self._over.is_set()
         host, _, port = self._kept.joins.rpartition(":")
         end = time.monotonic() + GIVE_UP_S
         while not self._over.is_set() and time.monotonic() < end:
@@ -70,33 +77,22 @@ class Keeper:
                 self._over.wait(LOOK_EVERY_S)
         return False
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        with ray_log(self._kept.settings).open("wb") as output:
-            return subprocess.Popen(
-                self._kept.command, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-            )
-
-    def _watch(self, process: subprocess.Popen[bytes]) -> bool:
-        """Return when Ray is gone: True if somebody stopped it, False if it ended by itself."""
-        seen = time.monotonic()
-        begun = False
-        while process.poll() is None and not self._over.wait(LOOK_EVERY_S):
+    def _watch(self, ray: RayNode) -> State:
+        """Return when Ray is gone, or the cluster is to end."""
+        while not self._over.wait(LOOK_EVERY_S):
             self._mind_redis()
-            if _has_raylet(process.pid):
-                seen, begun = time.monotonic(), True
-            # `ray stop` ends Ray's processes, but not the one that started them.
-            elif begun and time.monotonic() - seen > GONE_S:
-                return True
-        return self._over.is_set()
+            if (state := ray.look()) is not State.RUNS:
+                return state
+        return State.STOPPED
 
     def _listen(self) -> None:
         """Wait for the head's word that the cluster ends."""
         url = self._kept.settings.resolved_redis_url
         # What is sent must be taken within LINK_MS: a link that was cut says nothing by itself.
-        options = {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_USER_TIMEOUT: LINK_MS}}
+        keepalive = {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_USER_TIMEOUT: LINK_MS}}
         while not self._over.is_set():
             try:
-                with redis.Redis.from_url(url, socket_connect_timeout=2, **options) as client:
+                with connect_sync(url, socket_timeout=5, **keepalive) as client:
                     channel = client.pubsub(ignore_subscribe_messages=True)
                     channel.subscribe(DOWN)
                     while not self._over.is_set():
@@ -105,21 +101,38 @@ class Keeper:
                             self._over.set()
                         elif not message:
                             channel.ping()
-            except (RedisError, OSError):
+            except FAULTS:
                 self._over.wait(1)
 
     def _mind_redis(self) -> None:
-        """Start the head's Redis again if its process is gone."""
-        found = read_record(self._kept.settings)
-        if found is None or found.id != self._kept.cluster_id or found.redis_pid is None or _lives(found.redis_pid):
-            return
-        server = head_redis(self._kept.settings)
+        """Start those of the head's Redises again whose process is gone."""
+        if found := self._record():
+            again = replace(
+                found,
+                redis_pid=self._revived(found.redis_pid, head_redis),
+                ray_redis_pid=self._revived(found.ray_redis_pid, ray_redis),
+            )
+            if again != found:
+                write_record(self._kept.settings, again)
+
+    def _revived(self, pid: int | None, server: Callable[[Settings], RedisServer | None]) -> int | None:
+        if pid is None or _lives(pid):
+            return pid
         try:
-            if server:
-                print("Redis is gone; starting it again", flush=True)
-                write_record(self._kept.settings, replace(found, redis_pid=server.start(child_environment())))
+            if again := server(self._kept.settings):
+                print(f"The Redis in {again.folder} is gone; starting it again", flush=True)
+                return again.start(child_environment())
         except StoreError as error:
             print(error, flush=True)  # tried again at the next look
+        return pid
+
+    def _redis_pids(self) -> list[int]:
+        found = self._record()
+        return [pid for pid in (found.redis_pid, found.ray_redis_pid) if pid] if found else []
+
+    def _record(self) -> Running | None:
+        found = read_record(self._kept.settings)
+        return found if found and found.id == self._kept.cluster_id else None
 
     def _end(self) -> None:
         if not self._kept.joins:
@@ -128,6 +141,7 @@ class Keeper:
         # First, so that whoever starts this device anew meanwhile does not take it for running.
         record_file(self._kept.settings).unlink(missing_ok=True)
         end_processes(self._kept.cluster_id, found, lambda what: None)
+        forget_ray(self._kept.settings)
 
 
 def _lives(pid: int) -> bool:
@@ -137,14 +151,6 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _has_raylet(pid: int) -> bool:
-    try:
-        return any(
-            child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in psutil.Process(pid).children()
-        )
-    except psutil.Error:
-        return False
-
-
 if __name__ == "__main__":
+    adopt()
     Keeper(Kept.from_json(sys.stdin.read())).run()

@@ -10,18 +10,34 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
 
 from actors import cluster as local
 from actors.cluster import OBJECT_STORE_BYTES, UNITS, Tell
 from actors.haproxy import free_port
 from actors.kept import Kept, tell_down
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment, load_settings, ray_token_file
-from kitbash_ray.devices import Device, Devices, cluster_settings, head_redis, redis_password_file
+from kitbash_ray.devices import (
+    Device,
+    Devices,
+    cluster_settings,
+    forget_ray,
+    head_redis,
+    ray_redis,
+    ray_redis_password,
+    redis_password_file,
+    resolved,
+)
 from kitbash_ray.errors import ClusterError
 from kitbash_ray.state import Running, read_record, running, write_record
 from kitbash_ray.token import ensure_secret, find_secret, token_file
@@ -62,15 +78,12 @@ def start_head(devices: Devices, tell: Tell) -> Running:
         return found
     local.down(settings, tell)
     local.refuse_taken_ports(settings)
-    port = str(settings.kitbash_ray_port)
-    options = {"port": port, "ray-client-server-port": str(free_port()), "dashboard-host": "127.0.0.1",
-               "dashboard-port": str(settings.kitbash_dashboard_port)}  # fmt: skip
-    if BOOTSTRAP.expanduser().exists():
-        options["autoscaling-config"] = str(BOOTSTRAP.expanduser())
-    environment = _environment()
-    found, keeper = _start_keeper(settings, device, devices.head.address, ["--head", *_flags(options)], environment, tell)
+    forget_ray(settings)
+    environment = _environment(settings, head=True)
+    found, keeper = _start_keeper(settings, device, devices.head.address, environment, tell)
     try:
         found = _with_redis(settings, found, environment, tell)
+        _let_keep(keeper, found, settings, device, ["--head", *_flags(_head_options(settings))])
         local.index_cartridges(settings, tell)
         local.wait_for_ray(settings, keeper, JOIN_S)
         resources = [resource for each in devices.all for resource in each.resources]
@@ -91,14 +104,30 @@ def start_worker(devices: Devices, head: str, tell: Tell) -> Running:
         tell("already running")  # its keeper has it join again, which takes less than starting anew
         return found
     local.down(settings, tell)
-    join = [f"--address={head}:{settings.kitbash_ray_port}"]
-    found, keeper = _start_keeper(settings, device, head, join, _environment(), tell)
+    found, keeper = _start_keeper(settings, device, head, _environment(settings, head=False), tell)
     try:
+        _let_keep(keeper, found, settings, device, [f"--address={found.address}"])
         local.wait_for_ray(settings, keeper, JOIN_S)
     except BaseException:  # also Ctrl-C: nothing half-started stays
         stop(devices, tell)
         raise
     return found
+
+
+def stay(devices: Devices, start: Callable[[], Running], tell: Tell) -> None:
+    """Start this device's part with `start`, and stay as long as it runs: what a container needs.
+
+    SIGTERM ends it. Raises ClusterError when it has ended by itself.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    stop(devices, tell)  # what a container that was killed has written down is not true any more
+    try:
+        found = start()
+        with suppress(psutil.NoSuchProcess):  # gone already
+            psutil.Process(found.ray_pid).wait()
+    finally:
+        stop(devices, tell)
+    raise ClusterError(f"Ray has ended on this device; {local.ray_log(cluster_settings(devices))} says why.")
 
 
 def stop(devices: Devices, tell: Tell) -> bool:
@@ -107,11 +136,14 @@ def stop(devices: Devices, tell: Tell) -> bool:
     found = read_record(settings)
     if found and found.role == "head":
         tell(f"{tell_down(cluster_settings(devices))} other devices were told to end")
-    return local.down(settings, tell)
+    ended = local.down(settings, tell)
+    forget_ray(settings)
+    return ended
 
 
-def _environment() -> dict[str, str]:
+def _environment(settings: Settings, head: bool) -> dict[str, str]:
     """What Ray's processes on a device need; of several devices also that Ray asks for its token."""
+    cluster_id = secrets.token_hex(8)
     extra = {
         "RAY_AUTH_MODE": "token",
         # With its second version of the autoscaler, Ray counts the head as a worker and leaves the last device out.
@@ -123,31 +155,28 @@ def _environment() -> dict[str, str]:
         "RAY_health_check_timeout_ms": "5000",
         "RAY_gcs_rpc_server_reconnect_timeout_s": "30",
     }
-    return child_environment(**local.ray_environment(secrets.token_hex(8)) | extra)
+    if head:
+        # Where the GCS keeps its state, so that it may die. A name of its own for each cluster: no other's state is taken up.
+        extra["RAY_REDIS_ADDRESS"] = f"127.0.0.1:{settings.kitbash_ray_redis_port}"
+        extra["RAY_external_storage_namespace"] = cluster_id
+    return child_environment(**local.ray_environment(cluster_id) | extra)
 
 
-def _with_redis(settings: Settings, found: Running, environment: dict[str, str], tell: Tell) -> Running:
-    """Start the Redis of the cluster, unless the settings name another one."""
-    server = head_redis(settings)
-    if server is None:
-        return found
-    tell(f"starting Redis at {settings.redis_host}:{settings.redis_port}")
-    found = replace(found, redis_pid=server.start(environment))
-    write_record(settings, found)
-    return found
+def _head_options(settings: Settings) -> dict[str, str]:
+    options = {"port": str(settings.kitbash_ray_port), "ray-client-server-port": str(free_port()), "dashboard-host": "127.0.0.1",
+               "dashboard-port": str(settings.kitbash_dashboard_port),
+               "redis-password": ray_redis_password(settings)}  # fmt: skip
+    if BOOTSTRAP.expanduser().exists():
+        options["autoscaling-config"] = str(BOOTSTRAP.expanduser())
+    return options
 
 
 def _start_keeper(
-    settings: Settings, device: Device, head: str, flags: list[str], environment: dict[str, str], tell: Tell
+    settings: Settings, device: Device, head: str, environment: dict[str, str], tell: Tell
 ) -> tuple[Running, subprocess.Popen[bytes]]:
-    """Start the process that keeps Ray running, and write it down. It is not waited for."""
+    """Start the process that keeps Ray running, and write it down. It begins when it is told what to keep."""
     tell(f"starting Ray at {device.address} with {', '.join(device.resources) or 'no resources'}")
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    options = {"node-ip-address": device.address, "resources": json.dumps(dict.fromkeys(device.resources, UNITS)),
-               "object-store-memory": str(OBJECT_STORE_BYTES), "num-cpus": str(os.cpu_count() or 1)}  # fmt: skip
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    joins = None if device.head else f"{head}:{settings.kitbash_ray_port}"
-    kept = Kept(environment[CLUSTER_MARK], joins, [*command, *flags, *_flags(options)], settings)
     local.ray_log(settings).write_bytes(b"")
     with (settings.state_dir / "keeper.log").open("wb") as log:
         process = subprocess.Popen(
@@ -159,7 +188,7 @@ def _start_keeper(
             stderr=subprocess.STDOUT,
         )
     found = Running(
-        id=kept.cluster_id,
+        id=environment[CLUSTER_MARK],
         url=settings.url,
         dashboard=f"http://127.0.0.1:{settings.kitbash_dashboard_port}, on {head}",
         address=f"{head}:{settings.kitbash_ray_port}",
@@ -169,12 +198,34 @@ def _start_keeper(
         cartridges=str(settings.cartridges_dir),
         started_at=time.time(),
         role="head" if device.head else "worker",
+        metrics=local.metrics_url(resolved(device.address), free_port()),
     )
     write_record(settings, found)
-    assert process.stdin
-    process.stdin.write(kept.to_json().encode())
-    process.stdin.close()
     return found, process
+
+
+def _with_redis(settings: Settings, found: Running, environment: dict[str, str], tell: Tell) -> Running:
+    """Start Ray's Redis, and that of the cluster unless the settings name another one."""
+    found = replace(found, ray_redis_pid=ray_redis(settings).start(environment))
+    write_record(settings, found)
+    if server := head_redis(settings):
+        tell(f"starting Redis at {settings.redis_host}:{settings.redis_port}")
+        found = replace(found, redis_pid=server.start(environment))
+        write_record(settings, found)
+    return found
+
+
+def _let_keep(keeper: subprocess.Popen[bytes], found: Running, settings: Settings, device: Device, flags: list[str]) -> None:
+    """Tell the keeper how Ray is started on this device."""
+    metrics = urlsplit(found.metrics)  # Ray takes no names of its own nodes
+    options = {"node-ip-address": str(metrics.hostname), "resources": json.dumps(dict.fromkeys(device.resources, UNITS)),
+               "object-store-memory": str(OBJECT_STORE_BYTES), "num-cpus": str(os.cpu_count() or 1),
+               "metrics-export-port": str(metrics.port)}  # fmt: skip
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", *flags, *_flags(options)]
+    kept = Kept(found.id, None if device.head else found.address, command, settings)
+    assert keeper.stdin
+    keeper.stdin.write(kept.to_json().encode())
+    keeper.stdin.close()
 
 
 def _flags(options: dict[str, str]) -> list[str]:

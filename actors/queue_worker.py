@@ -12,11 +12,12 @@ from contextlib import suppress
 
 import httpx
 
-from actors.orchestrator import Orchestrator, redis_client
+from actors.orchestrator import Orchestrator
 from kitbash_ray.callback import deliver
 from kitbash_ray.config import Settings
 from kitbash_ray.errors import StoreError
 from kitbash_ray.queue import MAX_ATTEMPTS, Lease, Queue
+from kitbash_ray.redis_client import connect
 from kitbash_ray.types import Answer
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,7 @@ LOOKS = 10
 
 def open_queue(settings: Settings) -> Queue:
     """The queue over a Redis client of its own."""
-    return Queue(
-        redis_client(settings.resolved_redis_url), length=settings.kitbash_queue_length, ttl_s=settings.kitbash_query_ttl
-    )
+    return Queue(connect(settings.resolved_redis_url), length=settings.kitbash_queue_length, ttl_s=settings.kitbash_query_ttl)
 
 
 class QueueWorker:

@@ -14,7 +14,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from actors.orchestrator import redis_client
 from kitbash_ray import __version__
 from kitbash_ray.asgi import JSON, REFUSALS, body_of, inlined, read_body
 from kitbash_ray.config import Settings
@@ -22,6 +21,7 @@ from kitbash_ray.direct import open_calibration
 from kitbash_ray.errors import LayerError
 from kitbash_ray.gate import WORK_PATH, overloaded, refusal
 from kitbash_ray.http_types import ErrorOut
+from kitbash_ray.redis_client import connect
 from kitbash_ray.types import LayerResult, encode
 from kitbash_ray.work import WorkStream
 from kitbash_ray.work_types import SERVED, BeatIn, BeatOut, ClaimIn, Work, WorkerIn, read_result
@@ -40,7 +40,7 @@ MOST_CLAIMS = 32
 
 def add_work(http: FastAPI, settings: Settings) -> None:
     """The routes, over the work that waits in the Redis of `settings`."""
-    redis, calibration = redis_client(settings.resolved_redis_url), open_calibration(settings).version
+    redis, calibration = connect(settings.resolved_redis_url), open_calibration(settings).version
     streams = {layer: WorkStream(redis, layer) for layer in SERVED}
     _add_claim(http, streams, calibration)
     _add_result(http, streams)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +17,7 @@ import httpx
 from msgspec import convert
 
 from kitbash_ray.config import Settings, load_settings
-from kitbash_ray.errors import ClientError, NotRunning, Unauthorized
+from kitbash_ray.errors import ClientError, Interrupted, NotRunning, Unauthorized
 from kitbash_ray.state import front_door_url
 from kitbash_ray.token import find_token
 from kitbash_ray.types import Answer, DeadLetter, Event, Faction, Turn, decode
@@ -27,6 +27,8 @@ CONNECT_S = 5.0
 READ_S = 180.0
 #: Seconds that one request waits for the end of a queued question, and the least between two of them.
 WAIT_S, PAUSE_S = 30.0, 0.2
+#: Seconds between two attempts to go on with the feed.
+RETRY_S = 1.0
 
 
 class Kitbash:
@@ -124,9 +126,28 @@ class Kitbash:
         """Forget a question that was given up. Raises ClientError when there is none of that id."""
         self._call("DELETE", f"/v1/dead-letters/{query_id}")
 
-    def feed(self, after: str = "$", *, follow: bool = True) -> Iterator[Event]:
-        """Every event of all questions from now on (`after="0"`: from the oldest kept). Ends only without `follow`."""
-        return self._events("GET", f"/v1/feed?after={after}&follow={str(follow).lower()}", None)
+    def feed(
+        self, after: str = "$", *, follow: bool = True, interrupted: Callable[[str], None] | None = None
+    ) -> Iterator[Event]:
+        """Every event of all questions from now on (`after="0"`: from the oldest kept). Ends only without `follow`.
+
+        When Redis goes away, `interrupted` is told why, and the feed goes on where it was when Redis is back.
+        """
+        begun = told = False
+        while True:
+            try:
+                for place, event in self._entries("GET", f"/v1/feed?after={after}&follow={str(follow).lower()}", None):
+                    after, begun, told = place or after, True, False
+                    if event:
+                        yield event
+                return
+            except Interrupted as error:
+                if not (begun and follow):
+                    raise
+                if interrupted and not told:
+                    interrupted(str(error))
+                told = True
+                time.sleep(RETRY_S)
 
     def feedback(self, query_id: str, right: bool) -> None:
         """Say whether an answer was right. Raises ClientError when there is none (any more)."""
@@ -135,6 +156,11 @@ class Kitbash:
     def layers(self) -> list[dict[str, Any]]:
         """The layers with their device, state and load."""
         found: list[dict[str, Any]] = self._call("GET", "/v1/layers").json()
+        return found
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """The replicas of the front door, in the same way."""
+        found: list[dict[str, Any]] = self._call("GET", "/v1/replicas").json()
         return found
 
     def cancel(self, query_id: str) -> None:
@@ -190,19 +216,29 @@ class Kitbash:
         return reply
 
     def _events(self, method: str, path: str, body: dict[str, Any] | None) -> Iterator[Event]:
+        return (event for _, event in self._entries(method, path, body) if event)
+
+    def _entries(self, method: str, path: str, body: dict[str, Any] | None) -> Iterator[tuple[str, Event | None]]:
+        """The events of a stream with their ids. Without an event: the stream is alive, and here is where it is, if it says so."""
         try:
             with self._http.stream(method, path, json=body) as reply:
                 if reply.status_code != httpx.codes.OK:
                     reply.read()
                     raise_for(reply)
-                kind = ""
+                place = kind = ""
                 for line in reply.iter_lines():
-                    if line.startswith("event: "):
-                        kind = line.removeprefix("event: ")
-                    elif line.startswith("data: ") and kind == "error":
-                        raise ClientError(str(json.loads(line.removeprefix("data: "))["message"]))
-                    elif line.startswith("data: "):
-                        yield decode(Event, line.removeprefix("data: "))
+                    name, _, value = line.partition(": ")
+                    if name == "event":
+                        kind = value
+                    elif name == "id":
+                        place = value
+                    elif name == "data" and kind == "error":
+                        raise Interrupted(str(json.loads(value)["message"]))
+                    elif name == "data":
+                        yield place, decode(Event, value)
+                    elif not line:
+                        kind = ""
+                        yield place, None
         except httpx.HTTPError as error:
             raise self._lost(error) from error
 

@@ -1,4 +1,4 @@
-"""Every setting, read once: environment > `.env` > YAML > the defaults below.
+"""Every setting, read once: environment > Docker's secrets > `.env` > YAML > the defaults below.
 
 The field names are the environment names in lower case. An unknown or malformed setting
 stops the start with one sentence. This is the only module that reads `os.environ`.
@@ -17,11 +17,13 @@ from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
 
 from kitbash_ray.errors import ConfigError
+from kitbash_ray.redis_url import parse
 
 Milliseconds = Annotated[int, Field(ge=1, le=600_000)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -35,6 +37,8 @@ OWN_PREFIXES = ("KITBASH_", "BITNET_", "KOBOLD_", "CARTRIDGE_", "GRAIN_", "EMBED
 WITHOUT_EFFECT = ("bitnet_command", "cartridge_type", "cartridge_command", "cartridge_host", "cartridge_port")
 
 PROJECT = Path(__file__).resolve().parent.parent
+#: Where Docker puts secrets: files that are named like settings.
+SECRETS = Path("/run/secrets")
 
 
 class Settings(BaseSettings):
@@ -44,7 +48,7 @@ class Settings(BaseSettings):
 
     redis_url: str | None = Field(
         None,
-        description="A Redis to use, as `redis://`, `rediss://` or `unix://`; unset: a private one that `kitbash up` starts",
+        description="A Redis to use: `redis://`, `rediss://` or `unix://`, `redis+sentinel://host:port,host:port/service` or `redis+cluster://host:port,host:port`; unset: a private one that `kitbash up` starts",
     )
     redis_host: str | None = Field(None, description="The same as host, with REDIS_PORT, REDIS_DB and REDIS_PASSWORD")
     redis_port: Port = Field(6379, description="Port of REDIS_HOST")
@@ -137,6 +141,9 @@ class Settings(BaseSettings):
     kitbash_port: Port = Field(8000, description="Port of the front door")
     kitbash_dashboard_port: Port = Field(8265, description="Port of the Ray dashboard")
     kitbash_ray_port: Port = Field(6380, description="Port of Ray on the head of several devices; Redis has REDIS_PORT there")
+    kitbash_ray_redis_port: Port = Field(
+        6381, description="Port of the Redis that keeps Ray's state on the head of several devices; the head alone reaches it"
+    )
     kitbash_url: str | None = Field(
         None, description="Front door that the CLI and the client talk to; unset: the one `kitbash up` started"
     )
@@ -182,7 +189,8 @@ class Settings(BaseSettings):
         dotenv = DotEnvSettingsSource(settings_cls)
         named = init_settings().get("kitbash_config")
         yaml = YamlConfigSettingsSource(settings_cls, yaml_file=_yaml_file(named, dotenv))
-        return init_settings, env_settings, dotenv_settings, yaml
+        secrets = [SecretsSettingsSource(settings_cls, secrets_dir=SECRETS)] if SECRETS.is_dir() else []
+        return init_settings, env_settings, *secrets, dotenv_settings, yaml
 
     @field_validator(
         "cartridges_dir",
@@ -196,6 +204,13 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path | None) -> Path | None:
         # Actors run in other folders, where a relative path would mean something else.
         return path and Path(os.path.abspath(path.expanduser()))
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: str | None) -> str | None:
+        if url:
+            parse(url)
+        return url
 
     @field_validator("bitnet_model", "kobold_model", mode="before")
     @classmethod
@@ -308,6 +323,8 @@ def _refuse_unknown(environment: Any) -> None:
             raise ConfigError(f"Unknown setting {name} in the environment{_hint(name, known)}")
 
 
+#: What is in a setting with one of these in its name is not repeated; a URL of Redis may hold a password.
+SECRET_NAMES = ("TOKEN", "PASSWORD", "KEY", "REDIS_URL")
 #: Set by `kitbash up` for the processes it starts, so that `kitbash down` finds all of them.
 CLUSTER_MARK = "KITBASH_CLUSTER_ID"
 #: Where benchmarks find data that does not come with Kitbash; no setting of Kitbash itself.
@@ -330,8 +347,8 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = {field.upper() for field in Settings.model_fields}
         return f"Unknown setting {name}{_hint(name, known)}"
-    shown = "" if any(secret in name for secret in ("TOKEN", "PASSWORD", "KEY")) else f" ({first['input']!r})"
-    return f"Setting {name} is malformed{shown}: {first['msg']}."
+    shown = "" if any(secret in name for secret in SECRET_NAMES) else f" ({first['input']!r})"
+    return f"Setting {name} is malformed{shown}: {first['msg'].removeprefix('Value error, ')}."
 
 
 def _yaml_file(given: Any, dotenv: DotEnvSettingsSource) -> Path | None:

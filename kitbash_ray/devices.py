@@ -6,6 +6,8 @@ reads of the file (ssh, commands, files) is not checked here.
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import yaml
 from kitbash_ray.config import PROJECT, Settings, load_settings
 from kitbash_ray.errors import ConfigError
 from kitbash_ray.redis_server import Listen, RedisServer
-from kitbash_ray.token import find_secret
+from kitbash_ray.token import ensure_secret, find_secret
 
 CLUSTER_FILE = PROJECT / "cluster.yaml"
 
@@ -48,7 +50,7 @@ class Devices:
         """The device that this machine is. Raises ConfigError when it is none of them."""
         own = own_addresses()
         for device in self.all:
-            if _resolved(device.address) in own:
+            if resolved(device.address) in own:
                 return device
         listed = ", ".join(device.address for device in self.all)
         raise ConfigError(
@@ -76,11 +78,12 @@ def read_devices(file: Path = CLUSTER_FILE) -> Devices:
 
 def cluster_settings(devices: Devices) -> Settings:
     """The settings on a device of a cluster: those of the cluster file, and the head's Redis with its password."""
-    own = load_settings(**devices.settings)
+    given = {"kitbash_host": devices.head.address, **devices.settings}
+    own = load_settings(**given)
     if not own.embedded_redis:
         return own
     return load_settings(
-        **{"kitbash_host": devices.head.address, **devices.settings},
+        **given,
         redis_host=devices.head.address,
         redis_password=find_secret(redis_password_file(own)),
     )
@@ -90,9 +93,32 @@ def head_redis(settings: Settings) -> RedisServer | None:
     """The Redis that the head starts, None when the settings name another one."""
     if settings.redis_url or settings.redis_host is None or settings.redis_password is None:
         return None
-    if _resolved(settings.redis_host) not in own_addresses():
+    if resolved(settings.redis_host) not in own_addresses():
         return None
     return RedisServer(settings.state_dir, Listen(settings.redis_host, settings.redis_port, settings.redis_password))
+
+
+def ray_redis(settings: Settings) -> RedisServer:
+    """The Redis in which Ray's GCS on the head keeps its state.
+
+    One of its own, so that trouble with the blackboard's does not reach Ray. It listens on the
+    loopback only, because Ray shows its password on the command line of the GCS.
+    """
+    listen = Listen("127.0.0.1", settings.kitbash_ray_redis_port, ray_redis_password(settings))
+    return RedisServer(_ray_folder(settings), listen)
+
+
+def ray_redis_password(settings: Settings) -> str:
+    return ensure_secret(_ray_folder(settings) / "password", secrets.token_hex(32))
+
+
+def forget_ray(settings: Settings) -> None:
+    """Remove what Ray kept there. Its next cluster begins without the last one's actors."""
+    shutil.rmtree(_ray_folder(settings), ignore_errors=True)
+
+
+def _ray_folder(settings: Settings) -> Path:
+    return settings.state_dir / "ray"
 
 
 def redis_password_file(settings: Settings) -> Path:
@@ -106,8 +132,9 @@ def own_addresses() -> set[str]:
     return {address for address in found if not address.startswith("127.")}
 
 
-def _resolved(address: str) -> str:
+def resolved(address: str) -> str:
+    """The IPv4 address of a name; one that only other machines know stays as it is."""
     try:
         return socket.gethostbyname(address)
-    except OSError:  # a name that only other machines know: certainly not this one
+    except OSError:
         return address

@@ -14,6 +14,7 @@
     ├── ClusterError          the cluster cannot be started, found or stopped
     └── ClientError           the front door refused a request, or is not there
         ├── NotRunning
+        ├── Interrupted       ... in the middle of a stream, and said why
         └── Unauthorized
 
 The message comes first and is one sentence that says what to do next; anything else is
@@ -104,6 +105,10 @@ class NotRunning(ClientError):
     """Nothing answers at the front door's address."""
 
     exit_code = 6
+
+
+class Interrupted(ClientError):
+    """The front door had to end a stream before its end, and said why."""
 
 
 class Unauthorized(ClientError):

@@ -18,11 +18,12 @@ from typing import Any, Literal, TypeVar, cast
 from msgspec import MsgspecError, Struct
 from msgspec.structs import replace
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from kitbash_ray.blackboard import DEAD_LETTERS, QUEUE, idempotency_key, query_key
+from kitbash_ray.blackboard import dead_letters_key, idempotency_key, prefix_of, query_key, queue_key
 from kitbash_ray.errors import StoreError
+from kitbash_ray.redis_client import FAULTS, trouble_of
 from kitbash_ray.types import DeadLetter, Job, Query, decode, encode
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class Queue:
     def __init__(self, redis: Redis, *, length: int, ttl_s: int, lease_s: float = LEASE_S) -> None:
         """At most `length` queries wait; what is left of one lives `ttl_s` seconds once it is settled."""
         self._redis = redis
+        self._prefix = prefix_of(redis)
+        self._queue, self._dead = queue_key(self._prefix), dead_letters_key(self._prefix)
         self._script = redis.register_script(SCRIPT.read_text())
         self._length, self._ttl = length, ttl_s
         self._lease_ms = int(lease_s * 1000)
@@ -91,9 +94,9 @@ class Queue:
 
     async def submit(self, job: Job, body: str = "") -> Submitted:
         """Take `job` in. With an idempotency key the same `body` gets the id that it got before."""
-        query, keys = job.query, [QUEUE, query_key(job.query.id)]
+        query, keys = job.query, [self._queue, self._query(job.query.id)]
         if job.idempotency:
-            keys.append(idempotency_key(job.idempotency))
+            keys.append(idempotency_key(job.idempotency, self._prefix))
         told = await self._run("submit", keys, self._length, query.id, encode(job), _text(query), repr(query.asked_at), body)
         return Submitted(told[0].decode(), told[1].decode())
 
@@ -108,15 +111,15 @@ class Queue:
 
     async def renew(self, lease: Lease) -> bool:
         """Hold on to it for another term; False if it is lost."""
-        keys = [QUEUE, query_key(lease.job.query.id)]
+        keys = [self._queue, self._query(lease.job.query.id)]
         return bool(await self._run("renew", keys, lease.consumer, lease.entry, lease.attempt))
 
     async def settle(self, lease: Lease, *, callback: str | None = None, failed: str | None = None) -> bool:
         """Take an ended query out of the queue; with `failed`, the reason, among the dead letters. False if it is lost."""
         query_id = lease.job.query.id
-        keys = [QUEUE, query_key(query_id), DEAD_LETTERS]
+        keys = [self._queue, self._query(query_id), self._dead]
         if lease.job.idempotency:
-            keys.append(idempotency_key(lease.job.idempotency))
+            keys.append(idempotency_key(lease.job.idempotency, self._prefix))
         letter = b""
         if failed is not None:
             letter = encode(DeadLetter(query_id, failed, lease.claims, time.time(), lease.job, lease.attempt))
@@ -126,22 +129,22 @@ class Queue:
         return bool(told)
 
     async def counts(self) -> Counts:
-        return Counts(*await self._run("count", [QUEUE, DEAD_LETTERS]))
+        return Counts(*await self._run("count", [self._queue, self._dead]))
 
     async def dead_letters(self) -> list[DeadLetter]:
         """All of them, the oldest first."""
-        found = await self._call(cast(Awaitable[list[bytes]], self._redis.hvals(DEAD_LETTERS)))
+        found = await self._call(cast(Awaitable[list[bytes]], self._redis.hvals(self._dead)))
         return sorted((decode(DeadLetter, letter) for letter in found), key=lambda letter: letter.at)
 
     async def requeue(self, query_id: str) -> bool:
         """Give a dead query its attempts anew, under the same id; False if it is not there (any more)."""
-        found = await self._call(cast(Awaitable[bytes | None], self._redis.hget(DEAD_LETTERS, query_id)))
+        found = await self._call(cast(Awaitable[bytes | None], self._redis.hget(self._dead, query_id)))
         if found is None:
             return False
         letter = decode(DeadLetter, found)
         query = replace(letter.job.query, asked_at=time.time())
         job = replace(letter.job, query=query)
-        keys = [QUEUE, query_key(query_id), DEAD_LETTERS]
+        keys = [self._queue, self._query(query_id), self._dead]
         return bool(
             await self._run(
                 "requeue", keys, query_id, found, encode(job), _text(query), repr(query.asked_at), letter.last_attempt + 1
@@ -150,24 +153,27 @@ class Queue:
 
     async def drop(self, query_id: str) -> bool:
         """Forget a dead letter; False if it is not there (any more)."""
-        return bool(await self._call(self._redis.hdel(DEAD_LETTERS, query_id)))
+        return bool(await self._call(self._redis.hdel(self._dead, query_id)))
 
     async def forget_consumers(self) -> None:
         """Take workers off the group's list whose processes are gone."""
-        await self._run("forget", [QUEUE], FORGET_MS)
+        await self._run("forget", [self._queue], FORGET_MS)
+
+    def _query(self, query_id: str) -> str:
+        return query_key(query_id, self._prefix)
 
     async def _stale(self, consumer: str) -> tuple[str, bytes] | None:
         """Claim an entry whose worker has let its term run out."""
-        found = await self._redis.xpending_range(QUEUE, GROUP, "-", "+", 1, idle=self._lease_ms)
+        found = await self._redis.xpending_range(self._queue, GROUP, "-", "+", 1, idle=self._lease_ms)
         if not found:
             return None
         # Of several that have seen it one gets it: for the others it is not idle any more.
-        taken = await self._redis.xclaim(QUEUE, GROUP, consumer, self._lease_ms, [found[0]["message_id"]])
+        taken = await self._redis.xclaim(self._queue, GROUP, consumer, self._lease_ms, [found[0]["message_id"]])
         return _first(taken)
 
     async def _new(self, consumer: str) -> tuple[str, bytes] | None:
         try:
-            found: Any = await self._redis.xreadgroup(GROUP, consumer, {QUEUE: ">"}, count=1, block=BLOCK_MS)
+            found: Any = await self._redis.xreadgroup(GROUP, consumer, {self._queue: ">"}, count=1, block=BLOCK_MS)
         except RedisTimeoutError:
             return None
         return _first(found[0][1]) if found else None
@@ -177,10 +183,10 @@ class Queue:
             job = decode(Job, data)
         except MsgspecError as error:  # written by another version; it would come back for ever
             log.error("an entry of the queue cannot be read (%s) and is left out: %r", error, data[:200])
-            await self._call(self._redis.xack(QUEUE, GROUP, entry))
-            await self._call(self._redis.xdel(QUEUE, entry))
+            await self._call(self._redis.xack(self._queue, GROUP, entry))
+            await self._call(self._redis.xdel(self._queue, entry))
             return None
-        told = await self._run("begin", [QUEUE, query_key(job.query.id)], consumer, entry)
+        told = await self._run("begin", [self._queue, self._query(job.query.id)], consumer, entry)
         if told is None:  # another one has claimed it meanwhile
             return None
         attempt, claims, ended = told
@@ -188,7 +194,7 @@ class Queue:
 
     async def _create(self) -> None:
         try:
-            await self._redis.xgroup_create(QUEUE, GROUP, id="0", mkstream=True)
+            await self._redis.xgroup_create(self._queue, GROUP, id="0", mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
@@ -199,10 +205,9 @@ class Queue:
     async def _call(self, awaitable: Awaitable[T]) -> T:
         try:
             return await awaitable
-        except ResponseError as error:
-            raise (_NoGroup if str(error).startswith("NOGROUP") else StoreError)(f"Redis refuses: {error}") from error
-        except (RedisError, OSError) as error:
-            raise StoreError(f"Redis does not answer: {error}") from error
+        except FAULTS as error:
+            missing = isinstance(error, ResponseError) and str(error).startswith("NOGROUP")
+            raise (_NoGroup if missing else StoreError)(str(trouble_of(error))) from error
 
 
 class _NoGroup(StoreError):

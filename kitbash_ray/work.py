@@ -15,7 +15,6 @@ from typing import Any
 
 from msgspec import Struct
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kitbash_ray.blackboard import (
@@ -24,11 +23,13 @@ from kitbash_ray.blackboard import (
     actor_key,
     add_heartbeat,
     edge_actor,
+    prefix_of,
     results_key,
     work_key,
     workers_key,
 )
 from kitbash_ray.errors import LayerBusy, LayerUnavailable, StoreError
+from kitbash_ray.redis_client import FAULTS, trouble_of
 from kitbash_ray.types import LayerResult, Query, decode, encode
 from kitbash_ray.work_types import BeatIn, Work
 
@@ -62,6 +63,8 @@ class WorkStream:
     def __init__(self, redis: Redis, layer: str) -> None:
         self.layer = layer
         self._redis = redis
+        self._prefix = prefix_of(redis)
+        self._key = work_key(layer, self._prefix)
         self._script = redis.register_script(SCRIPT.read_text())
 
     async def put(self, asker: str, ask: str, query: Query, so_far: tuple[LayerResult, ...], seconds: float) -> str:
@@ -70,7 +73,7 @@ class WorkStream:
         Raises LayerUnavailable when there is no worker, LayerBusy when too much waits already.
         """
         request, ms = encode(_Request(query, so_far)), int(seconds * 1000)
-        put = await self._step("put", "", LEASE_MS, MOST_WAITING, KEPT_S, request, ms, ask, results_key(asker))
+        put = await self._step("put", "", LEASE_MS, MOST_WAITING, KEPT_S, request, ms, ask, results_key(asker, self._prefix))
         if put == b"nobody":
             raise LayerUnavailable(f"no worker of {self.layer} is connected: start `kitbash worker --layer {self.layer}`")
         if put == b"full":
@@ -80,8 +83,8 @@ class WorkStream:
     async def withdraw(self, work_id: str) -> None:
         """Nobody waits for this any more; its worker hears it with its next heartbeat."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xack(work_key(self.layer), GROUP, work_id)
-            pipe.xdel(work_key(self.layer), work_id)
+            pipe.xack(self._key, GROUP, work_id)
+            pipe.xdel(self._key, work_id)
             await self._call(pipe.execute())
 
     async def claim(self, worker: str, wait_s: float, wanted: Callable[[], bool] = lambda: True) -> Work | None:
@@ -107,10 +110,10 @@ class WorkStream:
         actor = edge_actor(self.layer, beat.worker)
         if beat.state == "leaving":
             await self._step("leave", beat.worker, LEASE_MS)
-            await self._call(self._redis.delete(actor_key(actor)))
+            await self._call(self._redis.delete(actor_key(actor, self._prefix)))
             return beat.working
         async with self._redis.pipeline(transaction=True) as pipe:
-            add_heartbeat(pipe, actor, self._fields(beat))
+            add_heartbeat(pipe, actor, self._fields(beat), self._prefix)
             await self._call(pipe.execute())
         lost = await self._step("beat", beat.worker, LEASE_MS, KEPT_S, *beat.working)
         return tuple(work_id.decode() for work_id in lost)
@@ -128,11 +131,11 @@ class WorkStream:
         """What `asker` asked, each with its result, None when no worker will do it. Never ends."""
         while True:
             try:
-                found: Any = await self._redis.blpop([results_key(asker)], timeout=BLOCK_MS / 1000)
+                found: Any = await self._redis.blpop([results_key(asker, self._prefix)], timeout=BLOCK_MS / 1000)
             except RedisTimeoutError:
                 continue
-            except (RedisError, OSError) as error:
-                raise StoreError(f"Redis does not answer: {error}") from error
+            except FAULTS as error:
+                raise StoreError(str(trouble_of(error))) from error
             if found:
                 ask, _, result = found[1].partition(b" ")
                 yield ask.decode(), decode(LayerResult, result) if result else None
@@ -154,19 +157,19 @@ class WorkStream:
     async def _read_after(self, newest: bytes, block_ms: int) -> None:
         """Return when there is something new, or the time is over. Takes nothing."""
         try:
-            await self._redis.xread({work_key(self.layer): newest}, count=1, block=block_ms)
+            await self._redis.xread({self._key: newest}, count=1, block=block_ms)
         except RedisTimeoutError:
             return
-        except (RedisError, OSError) as error:
-            raise StoreError(f"Redis does not answer: {error}") from error
+        except FAULTS as error:
+            raise StoreError(str(trouble_of(error))) from error
 
     async def _step(self, what: str, worker: str, *arguments: Any) -> Any:
         return await self._call(
-            self._script(keys=[work_key(self.layer), workers_key(self.layer)], args=[what, GROUP, worker, *arguments])
+            self._script(keys=[self._key, workers_key(self.layer, self._prefix)], args=[what, GROUP, worker, *arguments])
         )
 
     async def _call(self, awaitable: Any) -> Any:
         try:
             return await awaitable
-        except (RedisError, OSError) as error:
-            raise StoreError(f"Redis does not answer: {error}") from error
+        except FAULTS as error:
+            raise StoreError(str(trouble_of(error))) from error

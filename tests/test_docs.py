@@ -27,7 +27,7 @@ BENCHMARKS = ROOT / "benchmarks" / "README.md"
 DOCUMENTS = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", BENCHMARKS, *sorted((ROOT / "docs").glob("*.md"))]
 SHELLS = {"sh", "bash", "console"}
 #: Folders whose files the map in CONTRIBUTING names one by one, and the kinds of files it leaves to their folder.
-MAPPED = ("kitbash_ray", "actors", "scripts", "benchmarks")
+MAPPED = ("kitbash_ray", "actors", "scripts", "benchmarks", "monitoring", "docker")
 NOT_MAPPED = {"__init__.py", "README.md"}
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from kitbash_ray.cli import exits
 from kitbash_ray.cli.console import errors, output
 from kitbash_ray.config import Settings, load_settings
-from kitbash_ray.devices import Devices, cluster_settings, read_devices
+from kitbash_ray.devices import Devices, cluster_settings, ray_redis, read_devices
 from kitbash_ray.doctor import (
     Finding,
     Seen,
@@ -24,6 +24,7 @@ from kitbash_ray.doctor import (
     judge_resources,
     look,
     port_finding,
+    ray_redis_finding,
     token_finding,
     wanted_resources,
 )
@@ -67,6 +68,8 @@ def examine() -> Iterator[Finding]:
         yield from judge(here, None, None)
         return
     yield from _ports(settings, found, devices, here.node)
+    if found.role == "head":
+        yield ray_redis_finding(here.node, ray_redis(settings))
     seen = None
     try:
         seen = _see(settings, found)
@@ -91,7 +94,7 @@ def _ports(settings: Settings, found: Running, devices: Devices | None, node: st
     if devices:
         head = devices.head.address
         remedy = f"Let the devices reach each other: no firewall may stand between this one and {head}."
-        yield port_finding("port of Redis", node, head, settings.redis_port, remedy)
+        yield port_finding("port of Redis", node, settings.redis_host or head, settings.redis_port, remedy)
         yield port_finding("port of Ray", node, head, settings.kitbash_ray_port, remedy)
     try:
         health = httpx.get(f"{found.url}/health/ready", timeout=READY_S, trust_env=False).json()

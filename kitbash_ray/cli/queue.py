@@ -88,7 +88,7 @@ def _named(client: Kitbash, query_ids: list[str] | None, every: bool) -> list[st
 def _table(letters: list[DeadLetter]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("given up", "id", "attempts", "question", "why"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "id")
     for letter in letters:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.at))
         table.add_row(at, letter.query_id, str(letter.attempts), Text(letter.job.query.text), Text(letter.reason))

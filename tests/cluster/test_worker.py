@@ -13,11 +13,11 @@ import httpx
 import pytest
 from worker_process import WorkerProcess, tls_before, write_certificate
 
-from actors.orchestrator import redis_client
 from kitbash_ray import Kitbash, __version__
 from kitbash_ray.calibration import load_calibration
 from kitbash_ray.edge import EdgeMember
 from kitbash_ray.gate import OPEN_PATHS
+from kitbash_ray.redis_client import connect
 from kitbash_ray.types import Answer, LayerResult, Query
 from kitbash_ray.work import WorkStream
 
@@ -44,7 +44,7 @@ def key(cluster: Cluster) -> Iterator[str]:
 
 @pytest.fixture
 async def edge(cluster: Cluster) -> AsyncIterator[EdgeMember]:
-    client = redis_client(cluster.settings.resolved_redis_url)
+    client = connect(cluster.settings.resolved_redis_url)
     member = EdgeMember(WorkStream(client, "bitnet"), 60.0)
     hearing = asyncio.ensure_future(member.hear())
     yield member

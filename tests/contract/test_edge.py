@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from actors.orchestrator import redis_client
 from kitbash_ray import replicas as replicas_module
 from kitbash_ray import work as work_module
 from kitbash_ray.edge import EdgeMember
 from kitbash_ray.errors import LayerBusy, LayerUnavailable, StoreError
+from kitbash_ray.redis_client import connect
 from kitbash_ray.replicas import StreamingReplicas
 from kitbash_ray.types import LayerResult, Query, Turn
 from kitbash_ray.work import WorkStream
@@ -31,7 +31,7 @@ Ask = Callable[..., "asyncio.Task[LayerResult]"]
 
 @pytest.fixture
 async def stream(redis: Redis, redis_url: str) -> AsyncIterator[WorkStream]:
-    client = redis_client(redis_url)
+    client = connect(redis_url)
     yield WorkStream(client, "bitnet")
     await client.aclose()
 
@@ -42,7 +42,7 @@ async def open_edge(redis_url: str) -> AsyncIterator[Callable[..., EdgeMember]]:
     clients, running = [], []
 
     def opens(url: str = redis_url, timeout_s: float = 60.0) -> EdgeMember:
-        clients.append(redis_client(url))
+        clients.append(connect(url))
         edge = EdgeMember(WorkStream(clients[-1], "bitnet"), timeout_s)
         running.append(asyncio.create_task(edge.hear()))
         return edge
@@ -332,7 +332,7 @@ async def test_every_key_of_the_work_ends_by_itself(stream: WorkStream, redis: R
 
 
 async def test_when_redis_is_away_the_layer_is_unavailable_and_it_is_back_with_it(own_redis: Any, open_edge: Any) -> None:
-    client = redis_client(own_redis.url)
+    client = connect(own_redis.url)
     stream, edge = WorkStream(client, "bitnet"), open_edge(own_redis.url)
     await connected(stream, "a")
     own_redis.stop()

@@ -11,15 +11,16 @@ import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
-from actors.orchestrator import Orchestrator, redis_client
+from actors.orchestrator import Orchestrator
 from kitbash_ray import recorder as recorder_module
-from kitbash_ray.blackboard import DEAD_LETTERS, FEED, QUEUE, Blackboard, events_key, query_key
+from kitbash_ray.blackboard import Blackboard, dead_letters_key, events_key, feed_key, query_key, queue_key
 from kitbash_ray.cascade import Cascade
 from kitbash_ray.errors import StoreError
 from kitbash_ray.feed import Feed
 from kitbash_ray.policy import Asked
 from kitbash_ray.queue import MAX_DEAD, Counts, Lease, Queue, digest
 from kitbash_ray.recorder import Recorder
+from kitbash_ray.redis_client import connect
 from kitbash_ray.testing import EchoLayer
 from kitbash_ray.types import ATTEMPT_EVENTS, Answer, Event, Job, LayerResult, Query, decode, encode
 
@@ -36,7 +37,7 @@ async def open_queue(redis: Redis, redis_url: str) -> AsyncIterator[OpenQueue]:
     clients: list[Redis] = []
 
     def opens(url: str = redis_url, *, length: int = 100, lease_s: float = 10.0) -> Queue:
-        clients.append(redis_client(url))
+        clients.append(connect(url))
         return Queue(clients[-1], length=length, ttl_s=100, lease_s=lease_s)
 
     yield opens
@@ -83,7 +84,7 @@ async def record(recorder: Recorder, *events: Event) -> None:
 async def finishes(redis: Redis) -> list[Event]:
     """The ends of q_1, after making sure that its own stream and the feed have the same ones."""
     found = []
-    for stream in (events_key("q_1"), FEED):
+    for stream in (events_key("q_1"), feed_key()):
         events = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(stream)]
         found.append([event for event in events if event.kind == "query.finished"])
     assert found[0] == found[1]
@@ -226,7 +227,7 @@ async def test_a_redis_that_lost_everything_ends_the_lease_and_takes_new_queries
 
 async def test_an_entry_that_cannot_be_read_does_not_stop_the_others(queue: Queue, redis: Redis) -> None:
     await queue.claim("w-1")
-    await redis.xadd(QUEUE, {"job": "{"})
+    await redis.xadd(queue_key(), {"job": "{"})
     await queue.submit(JOB)
     assert (await claimed(queue)).job == JOB
     assert await queue.counts() == Counts(0, 1, 0)
@@ -240,7 +241,7 @@ async def test_a_dead_worker_is_forgotten_and_a_busy_one_is_not(queue: Queue, re
     await queue.settle(idle)
     await asyncio.sleep(0.01)
     await queue.forget_consumers()
-    assert [consumer["name"] for consumer in await redis.xinfo_consumers(QUEUE, "front_doors")] == [b"busy"]
+    assert [consumer["name"] for consumer in await redis.xinfo_consumers(queue_key(), "front_doors")] == [b"busy"]
 
 
 async def test_the_time_that_a_query_waits_is_not_taken_from_its_own(queue: Queue) -> None:
@@ -324,7 +325,7 @@ async def test_events_of_other_queries_in_the_same_batch_are_written(
 ) -> None:
     stale, current = await two_attempts(open_queue(lease_s=SHORT_S))
     await record(open_recorder(redis_url), *life("q_2"), *life_of(stale), *life("q_3"), *life_of(current), *life("q_4"))
-    written = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(FEED)]
+    written = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(feed_key())]
     assert written == [*life("q_2"), *life("q_3"), *life_of(current), *life("q_4")]
     assert [await redis.hget(query_key(f"q_{n}"), "state") for n in range(1, 5)] == [b"answered"] * 4
 
@@ -333,9 +334,13 @@ async def test_a_stale_attempt_in_the_spool_is_refused_when_it_is_replayed(
     redis: Redis, redis_url: str, open_queue: OpenQueue, open_recorder: OpenRecorder, tmp_path: Path
 ) -> None:
     stale, current = await two_attempts(open_queue(lease_s=SHORT_S))
-    (tmp_path / "spool.jsonl").write_bytes(b"".join(encode(event) + b"\n" for event in life_of(stale, "stale")))
-    await record(open_recorder(redis_url), *life_of(current, "current"))
-    assert not (tmp_path / "spool.jsonl").exists()
+    (tmp_path / "spool").mkdir()
+    left = tmp_path / "spool" / "1-1.jsonl"
+    left.write_bytes(b"".join(encode(event) + b"\n" for event in life_of(stale, "stale")))
+    recorder = open_recorder(redis_url)
+    await record(recorder, *life_of(current, "current"))
+    await recorder.caught_up()
+    assert not left.exists()
     assert await Blackboard(redis).events("q_1") == life_of(current, "current")
     assert await finishes(redis) == [finish(current, "current")]
 
@@ -350,7 +355,7 @@ async def test_an_attempt_that_was_spooled_ends_its_query_once_redis_is_back(
     own_redis.stop()
     await record(recorder, *life_of(lease.attempt))
     own_redis.start()
-    await record(recorder)
+    await recorder.caught_up()
     async with Redis.from_url(own_redis.url) as redis:
         assert await finishes(redis) == [finish(lease.attempt)]
     assert await queue.renew(lease)  # its term outlives the restart
@@ -431,7 +436,7 @@ async def test_a_dropped_letter_is_gone(queue: Queue, redis_url: str, open_recor
 
 
 async def test_there_are_never_too_many_dead_letters(queue: Queue, redis: Redis) -> None:
-    await redis.hset(DEAD_LETTERS, mapping={f"q_{number:05}": b"x" for number in range(MAX_DEAD)})
+    await redis.hset(dead_letters_key(), mapping={f"q_{number:05}": b"x" for number in range(MAX_DEAD)})
     await queue.submit(JOB)
     assert await queue.settle(await claimed(queue), failed="every layer failed")
     assert (await queue.counts()).dead == MAX_DEAD

@@ -11,15 +11,16 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from actors.orchestrator import Orchestrator, redis_client
+from actors.orchestrator import Orchestrator
 from actors.queue_worker import QueueWorker, open_queue
-from kitbash_ray.blackboard import FEED, Blackboard
+from kitbash_ray.blackboard import Blackboard, feed_key
 from kitbash_ray.cascade import Cascade
 from kitbash_ray.config import Settings, load_settings
 from kitbash_ray.feed import Feed
 from kitbash_ray.keys import add_key, keys_file
 from kitbash_ray.policy import Fixed
 from kitbash_ray.recorder import Recorder
+from kitbash_ray.redis_client import connect
 from kitbash_ray.testing import EchoLayer, FailingLayer, SlowLayer
 from kitbash_ray.types import Answer, Event, Layer, decode
 from serve_app import build_http
@@ -63,7 +64,7 @@ async def open_door(redis: Redis, redis_url: str, open_recorder: OpenRecorder, t
     clients: list[Redis] = []
 
     def client(url: str) -> Redis:
-        clients.append(redis_client(url))
+        clients.append(connect(url))
         return clients[-1]
 
     def opens(layer: Layer | None = None, url: str = redis_url, **settings: object) -> Door:
@@ -234,7 +235,7 @@ async def test_a_queued_query_is_cancelled_at_once(open_door: Open, redis: Redis
     door.work()
     other = (await door.submit()).json()["query_id"]
     assert (await door.state(other))["state"] == "answered"
-    events = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(FEED)]
+    events = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(feed_key())]
     assert [event.kind for event in events if event.query_id == query_id] == ["query.finished"]
 
 

@@ -13,16 +13,17 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from actors import queue_worker as module
-from actors.orchestrator import Orchestrator, redis_client
+from actors.orchestrator import Orchestrator
 from actors.queue_worker import QueueWorker
 from kitbash_ray import callback as callback_module
 from kitbash_ray import recorder as recorder_module
-from kitbash_ray.blackboard import FEED, Blackboard, QueryState, query_key
+from kitbash_ray.blackboard import Blackboard, QueryState, feed_key, query_key
 from kitbash_ray.cascade import Cascade
 from kitbash_ray.feed import Feed
 from kitbash_ray.policy import Asked
 from kitbash_ray.queue import Counts, Queue
 from kitbash_ray.recorder import Recorder
+from kitbash_ray.redis_client import connect
 from kitbash_ray.testing import EchoLayer, FailingLayer, SlowLayer
 from kitbash_ray.types import Answer, Event, Job, Layer, Query, decode
 
@@ -65,7 +66,7 @@ async def open_replica(redis_url: str, open_recorder: OpenRecorder, monkeypatch:
     opened: list[Replica] = []
 
     def client(url: str) -> Redis:
-        clients.append(redis_client(url))
+        clients.append(connect(url))
         return clients[-1]
 
     async with httpx.AsyncClient(trust_env=False) as http:
@@ -113,7 +114,7 @@ async def settled(redis: Redis, queue: Queue, query_id: str = "q_1") -> QuerySta
 
 async def ends(redis: Redis) -> list[str]:
     """The ids of the queries that have ended, as often as the feed says so."""
-    events = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(FEED)]
+    events = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(feed_key())]
     return [event.query_id for event in events if event.kind == "query.finished"]
 
 
@@ -246,7 +247,7 @@ async def test_a_queued_query_that_is_called_off_is_cancelled_and_never_begun(re
     slow.release.set()
     assert (await settled(redis, busy.queue)).state == "cancelled"
     assert sorted(await ends(redis)) == ["q_0", "q_1"]
-    received = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(FEED)]
+    received = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(feed_key())]
     assert [event.query_id for event in received if event.kind == "query.received"] == ["q_0"]
 
 

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from worker_process import WorkerProcess, tls_before, write_certificate
 
 from actors.frontdoor import with_workers
-from actors.orchestrator import Orchestrator, redis_client
+from actors.orchestrator import Orchestrator
 from kitbash_ray import __version__, worker
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.calibration import load_calibration
@@ -28,6 +28,7 @@ from kitbash_ray.errors import ClientError
 from kitbash_ray.feed import Feed
 from kitbash_ray.keys import add_key, keys_file
 from kitbash_ray.policy import Calibrated
+from kitbash_ray.redis_client import connect
 from kitbash_ray.replicas import StreamingReplicas
 from kitbash_ray.testing import EchoLayer, ScriptedLayer, SlowLayer
 from kitbash_ray.types import Answer, Layer, LayerResult, Query, encode
@@ -47,7 +48,7 @@ class FrontDoor:
 
     def __init__(self, folder: Path, redis_url: str, recorder: Any, layers: tuple[str, ...]) -> None:
         self.settings = load_settings(redis_url=redis_url, kitbash_state_dir=folder, bitnet_timeout=30_000)
-        self._redis = redis_client(redis_url)
+        self._redis = connect(redis_url)
         cascade = Cascade(
             [ScriptedLayer("grain", NOTHING)], Calibrated(load_calibration()), timeouts_s=dict.fromkeys(layers, 30.0)
         )

@@ -2,12 +2,15 @@
 
 They share this machine's files but for the home folder, which has the same path on each, /tmp/ray
 and /dev/shm. The home has a virtual environment that borrows the packages of the Python that runs
-the tests; so `make setup` on a host finds its work done. Not here: what runs on the hosts.
+the tests; so `make setup` on a host finds its work done. Whatever becomes of the tests, the hosts
+end with them; what a killed run leaves (names, a folder) the next one removes, and runs at the same
+time do not meet. Not here: what runs on the hosts.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,15 +18,23 @@ import site
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
-NEEDED = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter", "make")
+NEEDED = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter", "setpriv", "make")
 #: The host side of a link is called after its host and the bed, in at most 15 letters.
 NAMES = ("a", "b", "c")
+#: The names of a bed hold the number of the process that it belongs to.
+NAMESPACE, LINK, FOLDER = re.compile(r"kb(\d+)[abc]$"), re.compile(r"kb(\d+)([abc][01])?$"), re.compile(r"kbh(\d+)_")
+#: Beds are laid one at a time, so that two do not take the same addresses.
+LOCK = Path("/tmp/kitbash_hosts.lock")
 UP_S = 20.0
 
 
@@ -65,6 +76,19 @@ class Host:
     def cut(self) -> None:
         sh("ip", "link", "set", self.link, "down")
 
+    def disturb(self, *how: str) -> None:
+        """Make the link bad in both directions as `tc netem` says. Raises CalledProcessError where the kernel cannot."""
+        for tc, end in self._ends():
+            sh(*tc, "qdisc", "replace", "dev", end, "root", "netem", *how)
+
+    def calm(self) -> None:
+        for tc, end in self._ends():
+            with suppress(subprocess.CalledProcessError):
+                sh(*tc, "qdisc", "del", "dev", end, "root")
+
+    def _ends(self) -> list[tuple[list[str], str]]:
+        return [(["tc"], self.link), (["tc", "-n", self.namespace], f"{self.link[:-1]}1")]
+
     def restore(self) -> None:
         sh("ip", "link", "set", self.link, "up")
 
@@ -79,24 +103,41 @@ class Host:
                 continue
         return found
 
+    def running(self, what: str) -> list[psutil.Process]:
+        """What runs on it with `what` in its command line."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if what in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
     def outside_pid(self, inside: int) -> int:
         """This machine's number of the process that the host calls `inside`."""
         for process in psutil.Process(self.init.pid).children(recursive=True):
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            numbers = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid"))
-            if int(numbers[-1]) == inside:
+            if inside_pid(process) == inside:
                 return process.pid
         raise AssertionError(f"no process {inside} on {self.name}")
+
+
+def inside_pid(process: psutil.Process) -> int | None:
+    """The number that a host gives a process of its own; None when it is gone."""
+    with suppress(OSError, StopIteration):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return int(next(line.split()[-1] for line in status.splitlines() if line.startswith("NSpid")))
+    return None
 
 
 class Bed:
     """The hosts, the bridge between them, a key that lets in, and the home folder's path on each."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.home = folder / "home"
-        self.key = folder / "key"
-        self._id = f"{os.getpid() % 100_000}"
+    def __init__(self) -> None:
+        _sweep(lambda owner: not psutil.pid_exists(owner))
+        # In /tmp: a socket's path has 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix=f"kbh{os.getpid()}_", dir="/tmp"))
+        self.home = self.folder / "home"
+        self.key = self.folder / "key"
+        self._id = str(os.getpid())
         self._bridge = f"kb{self._id}"
         self.hosts: dict[str, Host] = {}
 
@@ -116,21 +157,20 @@ class Bed:
                     process.kill()
             host.init.send_signal(signal.SIGKILL)
             host.init.wait(10)
-            sh("ip", "netns", "del", host.namespace)
-        if Path(f"/sys/class/net/{self._bridge}").exists():
-            sh("ip", "link", "del", self._bridge)
+        _sweep(lambda owner: owner == os.getpid())
 
     def _build(self) -> None:
         self.home.mkdir(parents=True)
-        subnet = _free_subnet()
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key))
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "host_key"))
         (self.folder / "passwd").write_text(_passwd(self.home))
         Path("/run/sshd").mkdir(exist_ok=True)
         Path("/tmp/ray").mkdir(exist_ok=True)
-        sh("ip", "link", "add", self._bridge, "type", "bridge")
-        sh("ip", "addr", "add", f"{subnet}.1/24", "dev", self._bridge)
-        sh("ip", "link", "set", self._bridge, "up")
+        with FileLock(LOCK):
+            subnet = _free_subnet()
+            sh("ip", "link", "add", self._bridge, "type", "bridge")
+            sh("ip", "addr", "add", f"{subnet}.1/24", "dev", self._bridge)
+            sh("ip", "link", "set", self._bridge, "up")
         for number, name in enumerate(NAMES):
             self._add(name, f"{subnet}.{10 + number}", subnet)
         for host in self.hosts.values():
@@ -155,7 +195,9 @@ class Bed:
         (files / "start.sh").write_text(self._start(name, files))
         with (files / "sshd.log").open("wb") as log:
             isolated = ["unshare", "-p", "-f", "--kill-child", "--mount-proc", "--uts", "sh", str(files / "start.sh")]
-            init = subprocess.Popen(["ip", "netns", "exec", namespace, *isolated], stdout=log, stderr=log)
+            # With the thread that starts it the host ends, all its processes with it.
+            tied = ["setpriv", "--pdeathsig", "KILL"]
+            init = subprocess.Popen([*tied, "ip", "netns", "exec", namespace, *isolated], stdout=log, stderr=log)
         self.hosts[name] = Host(f"device-{name}", address, namespace, link, files, init)
 
     def _start(self, name: str, files: Path) -> str:
@@ -171,6 +213,20 @@ class Bed:
             "mount -t tmpfs tmpfs /dev/shm\n"
             f"exec {shutil.which('sshd', path='/usr/sbin:/sbin:/usr/bin')} -D -e -f {quoted['files']}/sshd_config\n"
         )
+
+
+def _sweep(whose: Callable[[int], bool]) -> None:
+    """Remove the namespaces, links and folders of the beds whose owner is meant."""
+    for pattern, names, remove in (
+        (NAMESPACE, [path.name for path in Path("/run/netns").glob("kb*")], lambda name: sh("ip", "netns", "del", name)),
+        (LINK, [path.name for path in Path("/sys/class/net").glob("kb*")], lambda name: sh("ip", "link", "del", name)),
+        (FOLDER, [path.name for path in Path("/tmp").glob("kbh*")], lambda name: shutil.rmtree(f"/tmp/{name}")),
+    ):
+        for name in names:
+            if (match := pattern.match(name)) and whose(int(match[1])):
+                # A link goes with its other end; another run may sweep as well.
+                with suppress(subprocess.CalledProcessError, OSError):
+                    remove(name)
 
 
 def _furnish(home: Path, seen_as: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.hosts)
             item.add_marker(pytest.mark.timeout(900))
+    items.sort(key=lambda item: HERE in item.path.parents)  # last: they take minutes
 
 
 @dataclass
@@ -117,6 +117,11 @@ class ThreeDevices:
         reply.raise_for_status()
         return {layer["layer"]: layer for layer in reply.json()}
 
+    def pids(self, *names: str) -> dict[str, int]:
+        """The processes of layers, as their devices number them."""
+        layers = self.layers()
+        return {name: int(layers[name]["pid"]) for name in names or ("grain", "bitnet", "cartridge", "kobold")}
+
     def ask(self, question: str) -> dict[str, Any]:
         with self.http() as http:
             reply = http.post("/v1/query", json={"query": question})
@@ -130,16 +135,12 @@ def devices(_clean_session: None) -> Iterator[ThreeDevices]:
     """All three devices with every layer ready."""
     if why := missing():
         pytest.skip(why)
-    folder = Path(tempfile.mkdtemp(prefix="kbh", dir="/tmp"))  # short: a socket's path has 107 bytes
-    try:
-        with Bed(folder) as bed:
-            up = ThreeDevices(bed, _project(bed))
-            began = time.monotonic()
-            up.ray("up", "-y", "--no-config-cache", "cluster.yaml", seconds=UP_S)
-            up.took_s = time.monotonic() - began
-            yield up
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with Bed() as bed:
+        up = ThreeDevices(bed, _project(bed))
+        began = time.monotonic()
+        up.ray("up", "-y", "--no-config-cache", "cluster.yaml", seconds=UP_S)
+        up.took_s = time.monotonic() - began
+        yield up
 
 
 def _project(bed: Bed) -> Path:
@@ -167,7 +168,7 @@ def _project(bed: Bed) -> Path:
         "192.168.1.12": bed.hosts["c"].address,
         "ssh_user: kitbash": "ssh_user: root",
         "~/.ssh/id_ed25519": str(bed.key),
-        "settings: {}": f"settings: {settings!r}",
+        "    kitbash_ray_redis_port: 6381": "\n".join(f"    {name}: {value!r}" for name, value in settings.items()),
     }
     for old, new in changes.items():
         assert text.count(old) == 1, f"{old!r} does not stand in cluster.yaml once"

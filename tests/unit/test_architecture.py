@@ -24,7 +24,7 @@ PROGRAMS = {"actors.launch", "actors.keeper"}
 
 #: Floors of the library, the lowest first: a module imports from its own floor or from below.
 FLOORS: list[set[str]] = [
-    {"errors", "types"},
+    {"errors", "types", "redis_url"},
     {"config"},
     {
         "bounds",
@@ -42,6 +42,8 @@ FLOORS: list[set[str]] = [
     },
     {
         "blackboard",
+        "redis_client",
+        "spool",
         "ledger",
         "feed",
         "work",

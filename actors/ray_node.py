@@ -1,0 +1,133 @@
+"""Ray's processes on one device: started together, each one started again alone.
+
+`ray start` leaves its processes to themselves, and they belong to whoever calls `adopt`. So the
+death of one does not end the others, as it would with `ray start --block`: with the state of the
+cluster in a Redis, the GCS may die and come back under living raylets. A raylet takes all that
+runs on its device with it, so then everything is started anew. Not here: when to stop (keeper.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from enum import Enum, auto
+from pathlib import Path
+from typing import BinaryIO
+
+import psutil
+
+#: The processes that `ray start` leaves, by the program or script that each one runs.
+PARTS = ("gcs_server", "raylet", "monitor.py", "log_monitor.py", "dashboard.py", "ray.util.client.server")
+#: How a raylet ends that was asked to: `ray stop` sends SIGTERM.
+ASKED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+#: How soon after the raylet `ray stop` ends the others.
+STOP_S = 3.0
+#: A process that does not live is not started more often than this.
+AGAIN_S = 5.0
+END_S = 5.0
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class State(Enum):
+    RUNS = auto()
+    #: It did not come up; the log says why.
+    REFUSED = auto()
+    #: Nobody asked for its end.
+    DIED = auto()
+    STOPPED = auto()
+
+
+def adopt() -> None:
+    """Make this process the parent of all below it whose own parent ends, and so of what `ray start` leaves."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+class RayNode:
+    """What `command`, a `ray start`, brings up. `log` gets what that command says."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self._command, self._log = command, log
+        self._starter: psutil.Popen | None = None
+        self._parts: dict[str, psutil.Process] = {}
+        self._commands: dict[str, list[str]] = {}
+        #: When a part was started again, on the monotonic clock.
+        self._begun: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Begin to start it; `look` says what becomes of it."""
+        with self._log.open("wb") as output:
+            self._starter = _spawn(self._command, output)
+
+    def look(self) -> State:
+        """How it is; what died but for the raylet is started again."""
+        if self._starter:
+            code = _exit_code(self._starter)
+            if code is None:
+                return State.RUNS
+            self._starter = None
+            if code:
+                return State.REFUSED
+            self._find_parts()
+        self._reap()
+        if (code := _exit_code(self._parts["raylet"])) is not None:
+            return self._end_of_raylet(code)
+        for name, process in self._parts.items():
+            code = _exit_code(process)
+            if code is not None and time.monotonic() - self._begun.get(name, -AGAIN_S) > AGAIN_S:
+                print(f"{name} ended with {code}; starting it again", flush=True)
+                self._begun[name] = time.monotonic()
+                self._parts[name] = _spawn(self._commands[name], subprocess.DEVNULL)
+        return State.RUNS
+
+    def _end_of_raylet(self, code: int) -> State:
+        """What it means that the raylet is gone.
+
+        It ends as if asked to when one of its agents dies, but `ray stop` goes on to the log monitor.
+        """
+        if code not in ASKED:
+            return State.DIED
+        try:
+            return State.STOPPED if self._parts["log_monitor.py"].wait(timeout=STOP_S) in ASKED else State.DIED
+        except psutil.TimeoutExpired:
+            return State.DIED
+
+    def end(self, but: Collection[int]) -> None:
+        """Kill everything below this process but for the processes `but`: what is left of a Ray that died, HAProxy among it."""
+        left = [process for process in psutil.Process().children(recursive=True) if process.pid not in but]
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=END_S)
+        self._parts.clear()
+
+    def _reap(self) -> None:
+        """Let go of what ended below us and is none of the parts."""
+        parts = {*self._parts.values()}
+        for process in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+                if process not in parts and process.status() == psutil.STATUS_ZOMBIE:
+                    process.wait(timeout=0)
+
+    def _find_parts(self) -> None:
+        for process in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                command = process.cmdline()
+                for name in {Path(word).name for word in command[:4]} & {*PARTS}:
+                    self._parts[name], self._commands[name] = process, command
+
+
+def _spawn(command: list[str], output: int | BinaryIO) -> psutil.Popen:
+    return psutil.Popen(command, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _exit_code(process: psutil.Process) -> int | None:
+    """What a child of ours ended with, None while it runs."""
+    try:
+        return int(process.wait(timeout=0))
+    except psutil.TimeoutExpired:
+        return None

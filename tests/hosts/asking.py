@@ -1,0 +1,80 @@
+"""Questions asked while something is broken, what their answers show, and how long it took."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from .conftest import ThreeDevices
+
+#: Everything here shares the two or more cores of one machine.
+SLACK_S = 20.0
+#: How long the cable of a device is out.
+CUT_S = 60.0
+BACK_S = 60.0
+#: Layer 2 answers it from two facts; no grain does.
+TWO_FACTS = "What is the default port of Redis and of the Ray dashboard?"
+
+
+@dataclass
+class Asked:
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+
+
+@contextmanager
+def asking(devices: ThreeDevices, question: str) -> Iterator[Asked]:
+    """Somebody asks `question` at device A again and again meanwhile."""
+    asked, enough = Asked(), threading.Event()
+
+    def ask() -> None:
+        while not enough.wait(0.1):
+            try:
+                asked.answers.append(devices.ask(question))
+            except httpx.HTTPError as error:
+                asked.errors.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        enough.set()
+        thread.join(60)
+
+
+def outcomes(answer: dict[str, Any]) -> dict[str, str]:
+    return {step["layer"]: step["outcome"] for step in answer["path"]}
+
+
+def tell(what: str, seconds: float) -> None:
+    print(f"measured: {what}: {seconds:.1f} s", flush=True)
+
+
+def back(devices: ThreeDevices, question: str = "What is ATP?") -> dict[str, Any] | None:
+    """The answer, None while the front door is away."""
+    try:
+        return devices.ask(question)
+    except httpx.HTTPError:
+        return None
+
+
+def serves_anew(devices: ThreeDevices, layer: str, before: int) -> bool:
+    """Whether another process than `before` is the layer, and is ready."""
+    beat = devices.layers()[layer]
+    return beat["state"] == "ready" and int(beat["pid"]) != before
+
+
+def recorded(devices: ThreeDevices, query_id: str) -> bool:
+    with devices.http() as http:
+        return http.get(f"/v1/queries/{query_id}").status_code == 200
+
+
+def all_ready(devices: ThreeDevices) -> bool:
+    layers = devices.layers()
+    return all(layers[name]["state"] == "ready" for name in ("grain", "bitnet", "cartridge", "kobold"))

@@ -1,0 +1,113 @@
+"""What a keeper makes of the ends of Ray's processes, shown with processes that only sleep. With Ray's own: tests/hosts."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster.harness import eventually
+
+#: Leaves processes that are named like Ray's, as `ray start` does.
+STARTER = """
+import subprocess, sys
+for name in ("gcs_server", "log_monitor.py", "raylet"):
+    subprocess.Popen([sys.executable, sys.argv[1] + "/" + name], stdin=subprocess.DEVNULL)
+"""
+#: In a process of its own, because it adopts.
+KEEPER = """
+import sys, time
+from pathlib import Path
+from actors.ray_node import RayNode, State, adopt
+adopt()
+node = RayNode(sys.argv[2:], Path(sys.argv[1]))
+node.start()
+while (state := node.look()) is State.RUNS:
+    time.sleep(0.05)
+node.end(but=())
+print(state.name, flush=True)
+"""
+
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a keeper of what a program leaves; nothing of it stays."""
+    for name in ("gcs_server", "log_monitor.py", "raylet"):
+        (tmp_path / name).write_text("import signal; signal.pause()")
+    keepers = []
+
+    def begin(starter: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", KEEPER, str(tmp_path / "log"), sys.executable, "-c", starter, str(tmp_path)]
+        keepers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]))
+        return keepers[-1]
+
+    yield begin
+    for keeper in keepers:
+        left = (
+            [psutil.Process(keeper.pid), *psutil.Process(keeper.pid).children(recursive=True)] if keeper.poll() is None else []
+        )
+        for process in left:
+            process.kill()
+        keeper.wait(10)
+        assert keeper.stdout
+        keeper.stdout.close()
+
+
+def part(keeper: subprocess.Popen[str], name: str) -> psutil.Process | None:
+    for child in psutil.Process(keeper.pid).children():
+        if child.status() != psutil.STATUS_ZOMBIE and Path(child.cmdline()[-1]).name == name:
+            return child
+    return None
+
+
+def parts(keeper: subprocess.Popen[str]) -> dict[str, psutil.Process]:
+    """All three, once they are there and looked after."""
+    eventually(lambda: len(psutil.Process(keeper.pid).children()) == 3, 20, "three processes are left to the keeper")
+    found = {name: part(keeper, name) for name in ("gcs_server", "log_monitor.py", "raylet")}
+    return {name: process for name, process in found.items() if process}
+
+
+def said(keeper: subprocess.Popen[str]) -> list[str]:
+    return keeper.communicate(timeout=20)[0].split("\n")
+
+
+def test_what_dies_beside_the_raylet_is_started_again_alone(start: Start) -> None:
+    keeper = start(STARTER)
+    before = parts(keeper)
+    before["gcs_server"].kill()
+    eventually(lambda: (again := part(keeper, "gcs_server")) and again != before["gcs_server"], 20, "it runs again")
+    assert part(keeper, "raylet") == before["raylet"]
+    assert part(keeper, "log_monitor.py") == before["log_monitor.py"]
+
+
+def test_a_raylet_that_dies_takes_the_others_with_it(start: Start) -> None:
+    keeper = start(STARTER)
+    before = parts(keeper)
+    before["raylet"].kill()
+    assert "DIED" in said(keeper)
+    assert not [process for process in before.values() if process.is_running()]
+
+
+def test_a_raylet_that_ends_alone_as_if_asked_has_died(start: Start) -> None:
+    keeper = start(STARTER)
+    parts(keeper)["raylet"].send_signal(signal.SIGTERM)
+    assert "DIED" in said(keeper)
+
+
+def test_when_the_others_end_after_the_raylet_somebody_stopped_ray(start: Start) -> None:
+    keeper = start(STARTER)
+    before = parts(keeper)
+    before["raylet"].terminate()
+    before["log_monitor.py"].terminate()
+    assert "STOPPED" in said(keeper)
+
+
+def test_a_ray_that_does_not_come_up_is_said(start: Start) -> None:
+    assert "REFUSED" in said(start("raise SystemExit(1)"))
