@@ -161,7 +161,7 @@ async def test_a_machine_without_ray_and_redis_serves_layer_1_with_its_own_key(
     assert answer.answer.startswith(ATP)
     assert answer.sources[0].cartridge == "biochemistry"
     beat = await door.layer()
-    assert (beat["worker"], beat["state"], beat["load"], beat["version"]) == ("kitchen", "ready", "0", __version__)
+    assert (beat["worker"], beat["state"], beat["version"]) == ("kitchen", "ready", __version__)
     assert beat["model"]
     # SIGTERM ends it, and it says goodbye
     process.signal(signal.SIGTERM)
@@ -351,6 +351,7 @@ async def test_only_whoever_has_the_work_may_answer_it(door: FrontDoor) -> None:
 async def test_without_work_a_claim_ends_empty_and_one_whose_client_is_gone_takes_nothing(door: FrontDoor) -> None:
     async with door.http() as http:
         assert (await http.post("/v1/work/bitnet/claim", json={**ME, "wait_s": 0.05})).status_code == 204
+        await http.post("/v1/work/bitnet/heartbeat", json={**ME, "worker": "gone"})
         gone = asyncio.ensure_future(http.post("/v1/work/bitnet/claim", json={**ME, "worker": "gone"}))
         await asyncio.sleep(0.2)
         gone.cancel()
@@ -358,6 +359,16 @@ async def test_without_work_a_claim_ends_empty_and_one_whose_client_is_gone_take
     async with door.http() as http:
         asking, _ = await claimed(door, http)
     asking.cancel()
+
+
+async def test_a_worker_that_asks_anew_ends_its_earlier_claim(door: FrontDoor) -> None:
+    async with door.http() as http:
+        await http.post("/v1/work/bitnet/heartbeat", json=ME)
+        earlier = asyncio.ensure_future(http.post("/v1/work/bitnet/claim", json=ME))
+        while not earlier.done():
+            await asyncio.wait((earlier,), timeout=0.2)
+            assert (await http.post("/v1/work/bitnet/claim", json={**ME, "wait_s": 0})).status_code == 204
+        assert earlier.result().status_code == 204
 
 
 @pytest.fixture
@@ -436,6 +447,11 @@ class Cable:
         for side in self._sides:
             side.cancel()
 
+    def close(self) -> None:
+        self._server.close()
+        for side in self._sides:
+            side.cancel()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self.mended.wait()
         inner = await asyncio.open_connection("127.0.0.1", self.port)
@@ -465,10 +481,14 @@ async def test_after_a_cut_line_is_mended_the_worker_gets_questions_although_its
     await until(lambda: _gone(door), "the front door has noticed")
     cable.mended.set()
     await until(lambda: len(told) == 3, "the worker is connected again")
-    await until(door.has_worker, "the worker is seen")
-    assert (await asyncio.wait_for(door.ask("after"), 2)).answer == "after"
+    await until(lambda: _answers(door, "after"), "the worker answers again", seconds=15)
     serving.stop()
     await asyncio.wait_for(running, 10)
+    cable.close()
+
+
+async def _answers(door: FrontDoor, text: str) -> bool:
+    return (await door.ask(text)).answer == text
 
 
 async def _gone(door: FrontDoor) -> bool:
