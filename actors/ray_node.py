@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 from enum import Enum, auto
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,13 +69,16 @@ class RayNode:
         if self._starter:
             code = _exit_code(self._starter)
             if code is None:
-                return State.RUNS
+                return State.STOPPED if _being_stopped() else State.RUNS
             self._starter = None
             if code:
                 return State.REFUSED
             self._find_parts()
         self._reap()
-        if (code := _exit_code(self._parts["raylet"])) is not None:
+        raylet = self._parts.get("raylet")
+        if raylet is None:  # it was gone before `ray start` was
+            return State.DIED
+        if (code := _exit_code(raylet)) is not None:
             return self._end_of_raylet(code)
         for name, process in self._parts.items():
             code = _exit_code(process)
@@ -98,11 +102,17 @@ class RayNode:
 
     def end(self, but: Collection[int]) -> None:
         """Kill everything below this process but for the processes `but`: what is left of a Ray that died, HAProxy among it."""
-        left = [process for process in psutil.Process().children(recursive=True) if process.pid not in but]
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=END_S)
+        end = time.monotonic() + END_S
+        # Again and again: what was killed may have started something a moment before.
+        while time.monotonic() < end:
+            left = [process for process in psutil.Process().children(recursive=True) if process.pid not in but]
+            if not left:
+                break
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=0.5)
+        self._starter = None
         self._parts.clear()
 
     def _reap(self) -> None:
@@ -123,6 +133,15 @@ class RayNode:
 
 def _spawn(command: list[str], output: int | BinaryIO) -> psutil.Popen:
     return psutil.Popen(command, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _being_stopped() -> bool:
+    """Whether `ray stop` runs here; while Ray starts nothing else shows it."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if any(Path(word).name in ("ray", "ray.scripts.scripts") and after == "stop" for word, after in pairwise(words)):
+            return True
+    return False
 
 
 def _exit_code(process: psutil.Process) -> int | None:

@@ -13,17 +13,19 @@ from .devices import ThreeDevices, three_devices
 HERE = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.hosts)
-            item.add_marker(pytest.mark.timeout(900))
-    items.sort(key=lambda item: HERE in item.path.parents)  # last: they take minutes
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ours = [item for item in items if HERE in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.hosts)
+        item.add_marker(pytest.mark.timeout(900))
+    if ours and (why := missing()):  # one line says it, not one for each
+        ours[0].add_marker(pytest.mark.skip(f"tests/hosts: {why}"))
+        config.hook.pytest_deselected(items=ours[1:])
+        ours = ours[:1]
+    items[:] = [item for item in items if HERE not in item.path.parents] + ours  # last: they take minutes
 
 
 @pytest.fixture(scope="session")
 def devices(_clean_session: None) -> Iterator[ThreeDevices]:
-    if why := missing():
-        pytest.skip(why)
     with three_devices(diagnostic_level="debug") as up:
         yield up

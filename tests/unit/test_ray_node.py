@@ -109,5 +109,16 @@ def test_when_the_others_end_after_the_raylet_somebody_stopped_ray(start: Start)
     assert "STOPPED" in said(keeper)
 
 
+def test_ray_stop_is_noticed_while_ray_starts(start: Start, tmp_path: Path) -> None:
+    keeper = start("import signal; signal.pause()")
+    (tmp_path / "ray").write_text("import signal; signal.pause()")
+    stop = subprocess.Popen([sys.executable, str(tmp_path / "ray"), "stop"])
+    try:
+        assert "STOPPED" in said(keeper)
+    finally:
+        stop.kill()
+        stop.wait(10)
+
+
 def test_a_ray_that_does_not_come_up_is_said(start: Start) -> None:
     assert "REFUSED" in said(start("raise SystemExit(1)"))
