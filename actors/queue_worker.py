@@ -70,8 +70,9 @@ class QueueWorker:
             if not work.cancelled():
                 work.result()
         finally:
-            work.cancel()
-            await asyncio.wait((work,))
+            while not work.done():  # again, because a call of redis-py may turn a cancellation into an error of its own
+                work.cancel()
+                await asyncio.wait((work,), timeout=RETRY_S)
 
     async def _renewed(self, lease: Lease) -> bool:
         """Whether to go on: also while Redis is away, because what another one has taken over is refused there."""

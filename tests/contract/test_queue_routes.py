@@ -81,9 +81,10 @@ async def open_door(redis: Redis, redis_url: str, open_recorder: OpenRecorder, t
 
     yield opens
     for door in doors:
-        for task in door.tasks:
-            task.cancel()
-        await asyncio.gather(*door.tasks, return_exceptions=True)
+        while working := [task for task in door.tasks if not task.done()]:  # a call of redis-py may swallow a cancellation
+            for task in working:
+                task.cancel()
+            await asyncio.wait(working, timeout=0.5)
         await door.http.aclose()
     for each in clients:
         await each.aclose()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 
 import httpx
 import pytest
@@ -46,9 +45,9 @@ class Replica:
     async def die(self) -> None:
         """As by SIGKILL: nothing of it says a word any more."""
         self.orchestrator.recorder._send = self._silent  # type: ignore[method-assign]
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        while not self._task.done():  # a call of redis-py may swallow a cancellation
+            self._task.cancel()
+            await asyncio.wait((self._task,), timeout=0.5)
 
     async def _silent(self, batch: list[Event]) -> None:
         raise OSError("this process is dead")
