@@ -216,7 +216,8 @@ def test_the_openapi_document_is_whole(stranger: httpx.Client) -> None:
         "/v1/queries/{query_id}/feedback", "/v1/feed", "/v1/layers", "/v1/replicas", "/v1/layers/{layer}/adapter",
         "/v1/layers/{layer}/adapter/rollback", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models",
         "/v1/models/{name}", "/v1/queries", "/v1/queue", "/v1/dead-letters", "/v1/dead-letters/{query_id}",
-        "/v1/dead-letters/{query_id}/requeue",
+        "/v1/dead-letters/{query_id}/requeue", "/v1/work/{layer}/claim", "/v1/work/{layer}/{work_id}/result",
+        "/v1/work/{layer}/heartbeat",
     }  # fmt: skip
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)

@@ -21,7 +21,8 @@ from kitbash_ray.queue import LEASE_S, MAX_ATTEMPTS
 from kitbash_ray.types import Answer, decode
 
 from .harness import ATP, UNKNOWN, Cluster, eventually, fact_text, stopped
-from .test_kill import kill_redis, replicas, start_redis
+from .redis_trouble import kill_redis, start_redis
+from .test_kill import replicas
 
 #: Seconds in which Serve has a killed replica back, on a machine that has other things to do.
 REPLICA_S = 60.0
