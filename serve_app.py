@@ -26,6 +26,8 @@ from actors.adapter_routes import add_adapters
 from actors.chat_routes import add_chat
 from actors.frontdoor import open_orchestrator
 from actors.orchestrator import Orchestrator
+from actors.queue_routes import Lookout, add_queue, cancel
+from actors.work_routes import add_work
 from kitbash_ray import __version__
 from kitbash_ray.asgi import JSON, REFUSALS, EventStream, PlainRoute, add_errors, body_of, inlined, read_body
 from kitbash_ray.config import Settings, load_settings
@@ -53,8 +55,10 @@ def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> AS
     add_questions(http, orchestrator, settings.kitbash_max_in_flight)
     add_chat(http, orchestrator, settings.kitbash_max_in_flight)
     add_queries(http, orchestrator)
+    add_queue(http, orchestrator, settings)
     add_feed(http, orchestrator)
     add_adapters(http, orchestrator)
+    add_work(http, settings)
     add_health(http, orchestrator)
     add_errors(http)
     return Gate(http, token, Keyring(keys_file(settings)))
@@ -90,11 +94,13 @@ def add_questions(http: FastAPI, orchestrator: Orchestrator, most: int) -> None:
 def add_queries(http: FastAPI, orchestrator: Orchestrator) -> None:
     """Looking at a query, calling it off, judging its answer."""
     _add_calls(http, orchestrator)
+    lookout = Lookout(orchestrator)
 
-    @http.router.get("/v1/queries/{query_id}", openapi_extra=QUERY_PATH, summary="The state of a query on the blackboard")
+    @http.router.get(
+        "/v1/queries/{query_id}", openapi_extra=QUERY_PATH, summary="The state of a query; `wait`: seconds to wait for its end"
+    )
     async def state(request: Request) -> Response:
-        await orchestrator.recorder.flush()
-        found = await orchestrator.blackboard.query(asked_id(request))
+        found = await lookout.state(asked_id(request), request.query_params.get("wait", "0"))
         return Response(encode(found), media_type=JSON) if found else unknown(request)
 
     @http.router.get("/v1/queries/{query_id}/events", openapi_extra=QUERY_PATH, summary="The events of a query, in order")
@@ -122,6 +128,10 @@ def add_feed(http: FastAPI, orchestrator: Orchestrator) -> None:
     async def layers(request: Request) -> Response:
         return JSONResponse(layer_list(orchestrator, await orchestrator.blackboard.actors()))
 
+    @http.router.get("/v1/replicas", summary="The front door's replicas: where they run and how they are")
+    async def replicas(request: Request) -> Response:
+        return JSONResponse(replica_list(await orchestrator.blackboard.actors()))
+
 
 def _add_calls(http: FastAPI, orchestrator: Orchestrator) -> None:
     @http.router.delete("/v1/queries/{query_id}", responses=REFUSALS, openapi_extra=QUERY_PATH, summary="Cancel a query")
@@ -133,6 +143,8 @@ def _add_calls(http: FastAPI, orchestrator: Orchestrator) -> None:
         found = await orchestrator.blackboard.query(asked)
         if found is None:
             return unknown(request)
+        if found.attempt and found.finished_at is None:
+            return await cancel(orchestrator, found)
         if found.state != "running":
             return refusal(409, f"The query is {found.state} already.", "conflict")
         await orchestrator.blackboard.call_off(asked)  # another replica works on it
@@ -162,10 +174,14 @@ def add_health(http: FastAPI, orchestrator: Orchestrator) -> None:
 
     @http.router.get("/health/ready", summary="Questions are answered and recorded")
     async def ready(request: Request) -> Response:
+        trouble: object = orchestrator.recorder.trouble  # also a Redis that lets itself be read, and nothing more
         try:
-            await orchestrator.blackboard.ping()
-        except StoreError as error:  # answers go on without Redis; whoever balances load should know
-            return JSONResponse({"status": "degraded", "reason": str(error)})
+            if trouble is None:
+                await orchestrator.blackboard.ping()
+        except StoreError as error:
+            trouble = error
+        if trouble:  # answers go on without Redis; whoever balances load should know
+            return JSONResponse({"status": "degraded", "reason": str(trouble)})
         return JSONResponse({"status": "ok"})
 
 
@@ -187,10 +203,13 @@ async def event_lines(orchestrator: Orchestrator, query: Query) -> AsyncGenerato
 
 async def feed_lines(orchestrator: Orchestrator, after: str, follow: bool) -> AsyncGenerator[bytes, None]:
     try:
+        yield b": the feed\n"
+        if after == "$":  # said by its id: whoever loses the connection before anything happens can go on from there
+            after = await orchestrator.feed.newest()
+            yield b"id: %b\n\n" % after.encode()
         source: AsyncGenerator[tuple[str, Event] | None, None]
         source = orchestrator.feed.follow(after) if follow else orchestrator.feed.so_far(after)
         async with aclosing(source) as entries:
-            yield b": the feed\n\n"
             async for entry in entries:
                 # A comment keeps proxies awake and makes a vanished client noticeable.
                 yield _sse_event(entry[1], entry[0]) if entry else b": nothing new\n\n"
@@ -210,12 +229,23 @@ def layer_list(orchestrator: Orchestrator, actors: dict[str, dict[str, str]]) ->
             if name in orchestrator.cascade.layers:
                 listed.append({"layer": name, "number": number, "state": "ready"})
             continue
-        beat = actors.get("grain_router" if name == "grain" else name)
-        state = {"state": "gone", "reason": "no heartbeat"} if beat is None else {k: v for k, v in beat.items() if k != "layer"}
+        beats = [{"name": actor, **beat} for actor, beat in sorted(actors.items()) if beat["layer"] == name]
+        beats.sort(key=lambda beat: (beat["state"] != "ready", "worker" in beat))  # actors before workers elsewhere
+        state: dict[str, Any] = beats[0] if beats else {"state": "gone", "reason": "no heartbeat"}
+        if breaker := orchestrator.cascade.breakers.get(name):
+            state = {**state, "breaker": breaker.state} | ({"degraded": breaker.reason} if breaker.reason else {})
+        if len(beats) > 1:
+            state = {**state, "replicas": beats}
         if name not in orchestrator.cascade.layers:
-            state = {"state": "off", "reason": f"{name.upper()}_AUTO_SPAWN is false"}
-        listed.append({"layer": name, "number": number, **state})
+            state = {"state": "off", "reason": f"{name.upper()}_AUTO_SPAWN is false, and no worker has come"}
+        listed.append({**state, "layer": name, "number": number})
     return listed
+
+
+def replica_list(actors: dict[str, dict[str, str]]) -> list[dict[str, str]]:
+    """The heartbeats of the front door's replicas."""
+    beats = ((name.rpartition(":")[2], beat) for name, beat in sorted(actors.items()) if beat.get("layer") == "front_door")
+    return [{"replica": name, **beat} for name, beat in beats]
 
 
 @serve.ingress()

@@ -7,5 +7,5 @@
     orchestrator   runs the cascade inside a front-door replica; no actor of its own
 
 `deploy` starts, finds and watches the named actors. `remote` makes an actor look like a layer.
-`heartbeat` is how an actor says on the blackboard that it lives.
+`heartbeat` is how an actor says on the blackboard that it lives, `metrics` what a replica counts.
 """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from actors.orchestrator import Orchestrator
-from actors.remote import RemoteStreamingLayer
+from actors.remote import models
 from kitbash_ray.asgi import REFUSALS, body_of, read_body
 from kitbash_ray.errors import LayerError, ModelError
 from kitbash_ray.gate import BY_KEY, refusal
@@ -36,11 +37,12 @@ def add_adapters(http: FastAPI, orchestrator: Orchestrator) -> None:
 async def _answered(request: Request, orchestrator: Orchestrator, what: str, *arguments: Any) -> Response:
     if request.scope.get(BY_KEY) and what != "adapters":
         return refusal(403, "A key may ask questions; to swap an adapter takes the token.", "forbidden")
-    layer = orchestrator.cascade.layers.get(request.path_params["layer"])
-    if not isinstance(layer, RemoteStreamingLayer):
+    holders = models(orchestrator.cascade.layers.get(request.path_params["layer"]))
+    if not holders:
         return refusal(404, f"There is no layer {request.path_params['layer'][:40]!r} with adapters.", "not_found")
     try:
-        return JSONResponse(await getattr(layer, what)(*arguments))
+        told = await asyncio.gather(*(getattr(each, what)(*arguments) for each in holders))
+        return JSONResponse(told[0])
     except ModelError as error:
         return refusal(400, str(error))
     except LayerError as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ray
 
 from actors.generative import GenerativeActor
-from actors.watch import Watch
+from actors.remote import MEMBER
 from kitbash_ray.config import Settings
 from kitbash_ray.knowledge.library import Library
 from kitbash_ray.layers.bitnet import StudentLayer, open_bitnet
+from kitbash_ray.watch import Watch
 
 
 class Bitnet(GenerativeActor):
@@ -27,4 +28,4 @@ class Bitnet(GenerativeActor):
         self._layer.follow((fact.id, fact.text) for fact in self._library.load().facts)
 
 
-BitnetActor = ray.remote(num_cpus=0, max_restarts=-1)(Bitnet)
+BitnetActor = ray.remote(**MEMBER)(Bitnet)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ray
 
-from actors.heartbeat import Heartbeat
-from actors.watch import Watch
+from actors.heartbeat import Heartbeat, own_name
+from actors.remote import MEMBER
 from kitbash_ray.config import Settings
 from kitbash_ray.direct import open_calibration
 from kitbash_ray.knowledge.grain_index import GrainIndex
@@ -13,7 +13,9 @@ from kitbash_ray.knowledge.index import open_builder
 from kitbash_ray.knowledge.retrieval import Retrieval
 from kitbash_ray.knowledge.verifier import open_verifier
 from kitbash_ray.layers.cartridge import CartridgeLayer
+from kitbash_ray.replicas import Health
 from kitbash_ray.types import LayerResult, Query
+from kitbash_ray.watch import Watch
 
 
 class Cartridge:
@@ -30,7 +32,7 @@ class Cartridge:
         )
         self._busy = 0
         self._watch = Watch(self._builder.version, self._version, self._rebuild)
-        Heartbeat("cartridge", "cartridge", settings, self._status)
+        Heartbeat(own_name("cartridge"), "cartridge", settings, self._status)
 
     async def answer(self, query: Query, so_far: tuple[LayerResult, ...]) -> LayerResult:
         self._busy += 1
@@ -38,6 +40,9 @@ class Cartridge:
             return await self._layer.answer(query, so_far)
         finally:
             self._busy -= 1
+
+    async def health(self) -> Health:
+        return Health(load=self._busy)
 
     async def ready(self) -> str:
         """Returns once the actor serves: the version of its table."""
@@ -53,10 +58,10 @@ class Cartridge:
     def _status(self) -> dict[str, str]:
         return {
             "state": "ready",
-            "version": self._version,
+            "content": self._version,
             "load": str(self._busy),
             "reason": self._watch.problem or "",
         }
 
 
-CartridgeActor = ray.remote(num_cpus=0, max_restarts=-1)(Cartridge)
+CartridgeActor = ray.remote(**MEMBER)(Cartridge)

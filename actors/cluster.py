@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ import psutil
 
 from actors.haproxy import free_port, haproxy_environment
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment, ray_auth
-from kitbash_ray.errors import ClusterError
+from kitbash_ray.doctor import redis_trouble
+from kitbash_ray.errors import ClusterError, StoreError
 from kitbash_ray.knowledge.index import open_builder
 from kitbash_ray.redis_server import RedisServer
+from kitbash_ray.redis_url import parse
 from kitbash_ray.state import RECORDED_WITHIN_S, Running, read_record, record_file, running, write_record
 from kitbash_ray.token import ensure_token
 
@@ -58,6 +61,7 @@ def up(settings: Settings, tell: Tell) -> Running:
         tell("the last cluster does not answer any more; ending what is left of it")
     down(settings, tell)
     refuse_taken_ports(settings)
+    refuse_wrong_login(settings, tell)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     ensure_token(settings)
     cluster_id = secrets.token_hex(8)
@@ -98,8 +102,8 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
         tell("starting Redis")
         redis_pid = RedisServer(settings.state_dir).start(environment)
     tell("starting Ray")
-    port = free_port()
-    process = _spawn_ray(settings, environment, port)
+    port, metrics_port = free_port(), free_port()
+    process = _spawn_ray(settings, environment, port, metrics_port)
     found = Running(
         id=cluster_id,
         url=f"http://{settings.kitbash_host}:{settings.kitbash_port}",
@@ -107,9 +111,10 @@ def _start(settings: Settings, cluster_id: str, tell: Tell) -> Running:
         address=f"127.0.0.1:{port}",
         ray_pid=process.pid,
         redis_pid=redis_pid,
-        redis="embedded" if settings.embedded_redis else settings.resolved_redis_url,
+        redis="embedded" if settings.embedded_redis else parse(settings.resolved_redis_url).shown,
         cartridges=str(settings.cartridges_dir),
         started_at=time.time(),
+        metrics=metrics_url("127.0.0.1", metrics_port),
     )
     write_record(settings, found)  # before it is up, so that whatever happens can be ended
     launcher = spawn_launcher(settings, found, environment)  # it imports Ray while Ray starts
@@ -162,18 +167,17 @@ def ray_environment(cluster_id: str) -> dict[str, str]:
     }
 
 
-def _spawn_ray(settings: Settings, environment: dict[str, str], port: int) -> subprocess.Popen[bytes]:
+def metrics_url(address: str, port: int) -> str:
+    return f"http://{address}:{port}/metrics"
+
+
+def _spawn_ray(settings: Settings, environment: dict[str, str], port: int, metrics_port: int) -> subprocess.Popen[bytes]:
     """Begin to start a head node. Ending the process that is returned ends the node."""
-    resources = {
-        settings.grain_resource: UNITS,
-        settings.bitnet_resource: UNITS,
-        settings.cartridge_resource: UNITS,
-        settings.kobold_resource: UNITS,
-    }
+    resources = dict.fromkeys(chain.from_iterable(settings.resources.values()), UNITS)
     options = {
         "node-ip-address": "127.0.0.1", "port": str(port), "ray-client-server-port": str(free_port()),
         "dashboard-host": "127.0.0.1", "dashboard-port": str(settings.kitbash_dashboard_port),
-        "dashboard-agent-listen-port": str(free_port()), "metrics-export-port": str(free_port()),
+        "dashboard-agent-listen-port": str(free_port()), "metrics-export-port": str(metrics_port),
         "resources": json.dumps(resources), "object-store-memory": str(OBJECT_STORE_BYTES),
         "num-cpus": str(os.cpu_count() or 1),
     }  # fmt: skip
@@ -252,6 +256,16 @@ def refuse_taken_ports(settings: Settings) -> None:
                 probe.bind(("0.0.0.0", port))
             except OSError as error:
                 raise ClusterError(f"Port {port} is taken{_holder(port)}: stop it, or set {name} to another port.") from error
+
+
+def refuse_wrong_login(settings: Settings, tell: Tell) -> None:
+    """A Redis that is not ours has to take the password now; that it is away may pass, and answers go on without it."""
+    if settings.embedded_redis:
+        return
+    if trouble := redis_trouble(settings):
+        if trouble.refused_login:
+            raise StoreError(str(trouble))
+        tell(str(trouble))
 
 
 def _holder(port: int) -> str:

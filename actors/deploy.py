@@ -31,22 +31,24 @@ START_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """An actor of the cluster: its name, its class and the resource that pins it."""
+    """An actor of the cluster: its name, the layer whose replica it is, its class and the resource that pins it."""
 
     name: str
+    layer: str
     actor: Any
     resource: str
 
 
 def placements(settings: Settings) -> list[Placement]:
     """The actors that these settings want."""
-    wanted = [Placement("grain_router", GrainRouterActor, settings.grain_resource)]
-    if settings.bitnet_auto_spawn:
-        wanted.append(Placement("bitnet", BitnetActor, settings.bitnet_resource))
-    if settings.cartridge_auto_spawn:
-        wanted.append(Placement("cartridge", CartridgeActor, settings.cartridge_resource))
-    if settings.kobold_auto_spawn:
-        wanted.append(Placement("kobold", KoboldActor, settings.kobold_resource))
+    wanted = [Placement("grain_router", "grain", GrainRouterActor, settings.grain_resource)]
+    for layer, actor, spawned in (
+        ("bitnet", BitnetActor, settings.bitnet_auto_spawn),
+        ("cartridge", CartridgeActor, settings.cartridge_auto_spawn),
+        ("kobold", KoboldActor, settings.kobold_auto_spawn),
+    ):
+        for number, resource in enumerate(settings.resources[layer] if spawned else (), 1):
+            wanted.append(Placement(layer if number == 1 else f"{layer}-{number}", layer, actor, resource))
     return wanted
 
 

@@ -8,13 +8,14 @@ from contextlib import aclosing
 
 import msgspec
 
-from actors.heartbeat import Heartbeat
+from actors.heartbeat import Heartbeat, own_name
 from kitbash_ray.adapters import Adapters, names
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.config import Settings
 from kitbash_ray.direct import open_calibration
 from kitbash_ray.errors import KitbashError
 from kitbash_ray.layers.generative import GenerativeLayer
+from kitbash_ray.replicas import Health
 from kitbash_ray.types import LayerResult, Query
 
 
@@ -30,7 +31,7 @@ class GenerativeActor:
         self._cache_dir = settings.cache_dir
         self._adapters = Adapters(self._layer.engine, name, settings.cache_dir)
         self._fault = self._adapters.restore()
-        Heartbeat(name, name, settings, self._status)
+        Heartbeat(own_name(name), name, settings, self._status)
 
     async def stream(self, query: Query, so_far: tuple[LayerResult, ...]) -> AsyncGenerator[str | LayerResult, None]:
         """Pieces of text, then the result. Pieces that wait while Ray carries one go on together."""
@@ -69,6 +70,9 @@ class GenerativeActor:
                     items.put_nowait(item)
         except Exception as error:  # raised where Ray sees it
             items.put_nowait(error)
+
+    async def health(self) -> Health:
+        return Health(load=len(self._working), loaded=self._layer.engine is not None)
 
     async def adapters(self) -> dict[str, object]:
         """The adapter in use, the one before it, and the names of all that are on this device."""

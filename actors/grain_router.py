@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import ray
 
 from actors.heartbeat import Heartbeat
-from actors.watch import Watch
 from kitbash_ray.config import Settings
 from kitbash_ray.knowledge.index import open_builder
+from kitbash_ray.watch import Watch
 
 #: Seconds that `snapshot` waits for something new before it says that there is nothing.
 LONG_POLL_S = 10.0
@@ -67,7 +67,8 @@ class GrainRouter:
         problems = (*self._snapshot.problems, *([self._watch.problem] if self._watch.problem else []))
         return {
             "state": "ready",
-            "version": self._snapshot.version,
+            "content": self._snapshot.version,
+            "load": "0",  # no question passes through here
             "grains": str(self._snapshot.grains),
             "reason": "; ".join(problems),
         }

@@ -17,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import psutil
-import redis
-from redis.exceptions import RedisError
 
 from actors.cluster import end_processes, ray_log
 from actors.kept import Kept, tell_down
@@ -27,6 +25,7 @@ from kitbash_ray.blackboard import DOWN
 from kitbash_ray.config import Settings, child_environment
 from kitbash_ray.devices import forget_ray, head_redis, ray_redis
 from kitbash_ray.errors import StoreError
+from kitbash_ray.redis_client import FAULTS, connect_sync
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.state import Running, read_record, record_file, write_record
 
@@ -90,10 +89,10 @@ class Keeper:
         """Wait for the head's word that the cluster ends."""
         url = self._kept.settings.resolved_redis_url
         # What is sent must be taken within LINK_MS: a link that was cut says nothing by itself.
-        options = {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_USER_TIMEOUT: LINK_MS}}
+        keepalive = {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_USER_TIMEOUT: LINK_MS}}
         while not self._over.is_set():
             try:
-                with redis.Redis.from_url(url, socket_connect_timeout=2, **options) as client:
+                with connect_sync(url, socket_timeout=5, **keepalive) as client:
                     channel = client.pubsub(ignore_subscribe_messages=True)
                     channel.subscribe(DOWN)
                     while not self._over.is_set():
@@ -102,7 +101,7 @@ class Keeper:
                             self._over.set()
                         elif not message:
                             channel.ping()
-            except (RedisError, OSError):
+            except FAULTS:
                 self._over.wait(1)
 
     def _mind_redis(self) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-import redis
-from redis.exceptions import RedisError
-
 from kitbash_ray.blackboard import DOWN
 from kitbash_ray.config import Settings
+from kitbash_ray.redis_client import FAULTS, connect_sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,7 @@ class Kept:
 def tell_down(settings: Settings) -> int:
     """Tell the other devices that the cluster ends. Returns how many heard it."""
     try:
-        with redis.Redis.from_url(settings.resolved_redis_url, socket_timeout=2, socket_connect_timeout=2) as client:
+        with connect_sync(settings.resolved_redis_url) as client:
             return int(client.publish(DOWN, ""))
-    except (RedisError, OSError):
+    except FAULTS:
         return 0

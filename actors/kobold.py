@@ -5,6 +5,7 @@ from __future__ import annotations
 import ray
 
 from actors.generative import GenerativeActor
+from actors.remote import MEMBER
 from kitbash_ray.config import Settings
 from kitbash_ray.layers.kobold import open_kobold
 
@@ -16,4 +17,4 @@ class Kobold(GenerativeActor):
         super().__init__("kobold", open_kobold, settings)
 
 
-KoboldActor = ray.remote(num_cpus=0, max_restarts=-1)(Kobold)
+KoboldActor = ray.remote(**MEMBER)(Kobold)

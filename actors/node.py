@@ -10,11 +10,17 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
 
 from actors import cluster as local
 from actors.cluster import OBJECT_STORE_BYTES, UNITS, Tell
@@ -30,6 +36,7 @@ from kitbash_ray.devices import (
     ray_redis,
     ray_redis_password,
     redis_password_file,
+    resolved,
 )
 from kitbash_ray.errors import ClusterError
 from kitbash_ray.state import Running, read_record, running, write_record
@@ -107,6 +114,22 @@ def start_worker(devices: Devices, head: str, tell: Tell) -> Running:
     return found
 
 
+def stay(devices: Devices, start: Callable[[], Running], tell: Tell) -> None:
+    """Start this device's part with `start`, and stay as long as it runs: what a container needs.
+
+    SIGTERM ends it. Raises ClusterError when it has ended by itself.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    stop(devices, tell)  # what a container that was killed has written down is not true any more
+    try:
+        found = start()
+        with suppress(psutil.NoSuchProcess):  # gone already
+            psutil.Process(found.ray_pid).wait()
+    finally:
+        stop(devices, tell)
+    raise ClusterError(f"Ray has ended on this device; {local.ray_log(cluster_settings(devices))} says why.")
+
+
 def stop(devices: Devices, tell: Tell) -> bool:
     """End this device's part; on the head that of all devices. Returns whether there was any."""
     settings = load_settings(**devices.settings)
@@ -175,6 +198,7 @@ def _start_keeper(
         cartridges=str(settings.cartridges_dir),
         started_at=time.time(),
         role="head" if device.head else "worker",
+        metrics=local.metrics_url(resolved(device.address), free_port()),
     )
     write_record(settings, found)
     return found, process
@@ -193,8 +217,10 @@ def _with_redis(settings: Settings, found: Running, environment: dict[str, str],
 
 def _let_keep(keeper: subprocess.Popen[bytes], found: Running, settings: Settings, device: Device, flags: list[str]) -> None:
     """Tell the keeper how Ray is started on this device."""
-    options = {"node-ip-address": device.address, "resources": json.dumps(dict.fromkeys(device.resources, UNITS)),
-               "object-store-memory": str(OBJECT_STORE_BYTES), "num-cpus": str(os.cpu_count() or 1)}  # fmt: skip
+    metrics = urlsplit(found.metrics)  # Ray takes no names of its own nodes
+    options = {"node-ip-address": str(metrics.hostname), "resources": json.dumps(dict.fromkeys(device.resources, UNITS)),
+               "object-store-memory": str(OBJECT_STORE_BYTES), "num-cpus": str(os.cpu_count() or 1),
+               "metrics-export-port": str(metrics.port)}  # fmt: skip
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", *flags, *_flags(options)]
     kept = Kept(found.id, None if device.head else found.address, command, settings)
     assert keeper.stdin

@@ -10,11 +10,10 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from msgspec.structs import replace
-from redis.asyncio import Redis
 
 from kitbash_ray.blackboard import Blackboard
 from kitbash_ray.cascade import Cascade, Tell, as_stream
@@ -23,7 +22,7 @@ from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.grain_index import GrainIndex
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.recorder import Recorder
-from kitbash_ray.types import Answer, Event, Query
+from kitbash_ray.types import ATTEMPT_EVENTS, Answer, Event, Query, Status
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +41,18 @@ class Orchestrator:
         feed: Feed,
         *,
         shown_live: frozenset[str] = frozenset(),
+        hear: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """`shown_live` are layers whose answer is taken whatever it is, so that a chat may show it while it is made."""
+        """`shown_live` are layers whose answer is taken whatever it is, so that a chat may show it while it is made.
+
+        `hear` is told every event that is recorded.
+        """
         self.cascade = cascade
         self.shown_live = shown_live
         self.recorder = recorder
         self.blackboard = blackboard
         self.feed = feed
+        self._hear = hear
         #: Questions being worked on.
         self.in_flight = 0
         self._running: dict[str, asyncio.Task[Any]] = {}
@@ -66,7 +70,7 @@ class Orchestrator:
         """Run `query` and record it; `listener` hears every event but the last, which is returned."""
 
         def tell(event: Event) -> Awaitable[None] | None:
-            self.recorder.append(event)
+            self._record(event)
             if listener:
                 listener(event)
             # What another process will work on is on the blackboard before it begins.
@@ -83,18 +87,22 @@ class Orchestrator:
             if left:
                 await self.recorder.flush()
             last = replace(last, answer=replace(_answer(last), recorded=self.recorder.healthy))
-            self.recorder.append(last)
+            self._record(last)
             if left:
                 await self.recorder.flush()
         except BaseException:  # cancelled: leave no query running on the blackboard
-            last = self._cancelled(query)
-            if query.id not in self._called_off:
+            called_off = query.id in self._called_off
+            if query.attempt and not called_off:  # a queued one: nobody has gone, and another worker goes on
+                raise
+            last = self.end(query, "cancelled", "it was called off" if called_off else "whoever asked is gone")
+            if not called_off:
                 raise
             if sys.version_info >= (3, 11):  # whoever waits gets the answer that it was called off
                 task.uncancel()
         finally:
             self.in_flight -= 1
-            del self._running[query.id]
+            if self._running.get(query.id) is task:  # not an earlier attempt that ends late
+                del self._running[query.id]
             self._called_off.discard(query.id)
         return last
 
@@ -125,22 +133,26 @@ class Orchestrator:
         judged = Event(
             query_id, int(now * 1000), now, "query.judged", layer=known.answer.layer, answer=known.answer, right=right
         )
-        self.recorder.append(judged)
+        self._record(judged)
         await self.recorder.flush()
         return True
+
+    def end(self, query: Query, status: Status, reason: str) -> Event:
+        """Record that `query` has ended in another way than by its cascade."""
+        answer = Answer(query.id, query.text, status, reason=reason)
+        last = (query.attempt + 1) * ATTEMPT_EVENTS - 1  # after every event that the cascade has numbered
+        event = Event(query.id, last, time.time(), "query.finished", answer=answer, attempt=query.attempt)
+        self.recorder.append(event)
+        return event
 
     def cartridges(self) -> tuple[str, ...]:
         """Names of the cartridges that can answer now."""
         grain: Any = self.cascade.layers.get("grain")
         return grain.index.cartridges if grain else ()
 
-    def _cancelled(self, query: Query) -> Event:
-        reason = "it was called off" if query.id in self._called_off else "whoever asked is gone"
-        answer = Answer(query.id, query.text, "cancelled", reason=reason)
-        last = 1 << 30  # after every event that the cascade has numbered
-        event = Event(query.id, last, time.time(), "query.finished", answer=answer)
+    def _record(self, event: Event) -> None:
         self.recorder.append(event)
-        return event
+        self._hear(event)
 
 
 def _answer(last: Event) -> Answer:
@@ -159,8 +171,3 @@ async def follow_index(router: Any, layer: GrainLayer, version: str) -> None:
         except Exception as error:  # the router is restarting: the index at hand goes on serving
             log.warning("the grain router does not answer: %s", str(error).splitlines()[0])
             await asyncio.sleep(1)
-
-
-def redis_client(url: str) -> Redis:
-    """A client whose calls fail within two seconds, so that a stuck Redis delays no answer for long."""
-    return Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)

@@ -1,4 +1,4 @@
-"""An actor that looks like a layer. The only place where a layer's answer crosses a process."""
+"""Actors that look like the members of a layer. The only place where a layer's answer crosses a process."""
 
 from __future__ import annotations
 
@@ -10,34 +10,44 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from kitbash_ray.errors import KitbashError, LayerError, LayerUnavailable
+from kitbash_ray.replicas import Health, StreamingReplicas
 from kitbash_ray.types import LayerResult, Query
 
+#: The concurrency group for what must not wait behind questions: health checks, and giving up.
+CONTROL = "control"
+#: What Ray is told of an actor that is a member of a layer.
+MEMBER: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "concurrency_groups": {CONTROL: 8}}
 
-class RemoteLayer:
-    """A layer whose work an actor does. Being cancelled cancels the actor's call."""
+
+class RemoteMember:
+    """An actor that does a layer's work. Being cancelled cancels the actor's call."""
 
     def __init__(self, name: str, handle: Any) -> None:
         self.name = name
         self._handle = handle
 
+    async def health(self) -> Health:
+        told: Health = await self._told(self._handle.health.options(concurrency_group=CONTROL).remote())
+        return told
+
     async def answer(self, query: Query, so_far: tuple[LayerResult, ...]) -> LayerResult:
         call = self._handle.answer.remote(query, so_far)
         try:
-            result: LayerResult = await call
-        except RayError as error:
-            raise _translated(self.name, error) from error
+            result: LayerResult = await self._told(call)
         except asyncio.CancelledError:
             ray.cancel(call)
             raise
         return result
 
+    async def _told(self, call: Any) -> Any:
+        try:
+            return await call
+        except RayError as error:
+            raise _translated(self.name, error) from error
 
-class RemoteStreamingLayer:
+
+class RemoteStreamingMember(RemoteMember):
     """The same for a layer that shows its answer while it makes it."""
-
-    def __init__(self, name: str, handle: Any) -> None:
-        self.name = name
-        self._handle = handle
 
     async def answer(self, query: Query, so_far: tuple[LayerResult, ...]) -> LayerResult:
         async for item in self.stream(query, so_far):
@@ -58,25 +68,24 @@ class RemoteStreamingLayer:
             raise _translated(self.name, error) from error
         finally:
             if not ended:
-                self._handle.give_up.remote(query.id)
+                self._handle.give_up.options(concurrency_group=CONTROL).remote(query.id)
                 ray.cancel(call)
 
     async def adapters(self) -> dict[str, Any]:
         """The adapter in use, the one before it, and those that are there."""
-        return await self._told(self._handle.adapters.remote())
+        return dict(await self._told(self._handle.adapters.remote()))
 
     async def use_adapter(self, name: str | None) -> dict[str, Any]:
-        return await self._told(self._handle.use_adapter.remote(name))
+        return dict(await self._told(self._handle.use_adapter.remote(name)))
 
     async def roll_back_adapter(self) -> dict[str, Any]:
-        return await self._told(self._handle.roll_back_adapter.remote())
+        return dict(await self._told(self._handle.roll_back_adapter.remote()))
 
-    async def _told(self, call: Any) -> dict[str, Any]:
-        try:
-            told: dict[str, Any] = await call
-        except RayError as error:
-            raise _translated(self.name, error) from error
-        return told
+
+def models(layer: Any) -> list[RemoteStreamingMember]:
+    """The actors of a layer that hold its model, in the order of their names."""
+    members = layer.members if isinstance(layer, StreamingReplicas) else []
+    return [member for member in members if isinstance(member, RemoteStreamingMember)]
 
 
 def _translated(name: str, error: RayError) -> KitbashError:

@@ -31,14 +31,15 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from actors.orchestrator import Orchestrator, redis_client
+from actors.orchestrator import Orchestrator
 from benchmarks.common import finish, print_table
-from kitbash_ray.blackboard import FEED, Blackboard, query_key
+from kitbash_ray.blackboard import Blackboard, feed_key, query_key
 from kitbash_ray.config import child_environment, load_settings
 from kitbash_ray.direct import Direct
 from kitbash_ray.feed import Feed
 from kitbash_ray.knowledge.library import Library
 from kitbash_ray.recorder import Recorder
+from kitbash_ray.redis_client import connect
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.types import Answer, Query
 
@@ -147,7 +148,7 @@ async def scan(redis: Redis) -> Keys:
     for_ever = [name.decode() for name, ttl in zip(names, ttls, strict=True) if ttl == -1]
     prefix = query_key("")
     queries = {name.decode().removeprefix(prefix).split(":")[0] for name in names if name.decode().startswith(prefix)}
-    return Keys(len(names), sum(name != FEED for name in for_ever), len(queries), await redis.xlen(FEED))
+    return Keys(len(names), sum(name != feed_key() for name in for_ever), len(queries), await redis.xlen(feed_key()))
 
 
 async def at_rest(redis: Redis, ttl_s: int) -> int:
@@ -164,10 +165,10 @@ async def run(url: str, plan: Plan) -> None:
     direct = Direct(settings)
     pools = await sort_questions(direct, Library(settings.cartridges_dir))
     with tempfile.TemporaryDirectory() as folder:
-        spool = Path(folder) / "spool.jsonl"
-        recorder = Recorder(redis_client(url), ttl_s=plan.ttl_s, feed_maxlen=plan.feed_maxlen, level="info", spool=spool)
-        orchestrator = Orchestrator(direct.cascade, recorder, Blackboard(redis_client(url)), Feed(redis_client(url)))
-        redis = redis_client(url)
+        spool = Path(folder) / "spool"
+        recorder = Recorder(connect(url), ttl_s=plan.ttl_s, feed_maxlen=plan.feed_maxlen, level="info", spool=spool)
+        orchestrator = Orchestrator(direct.cascade, recorder, Blackboard(connect(url)), Feed(connect(url)))
+        redis = connect(url)
         empty = await used_memory(redis)
         chance = random.Random(0)
         rows, medians, resting, seen = [], [], [], []

@@ -16,10 +16,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from kitbash_ray.breaker import Breaker
 from kitbash_ray.consensus import agreement, cite_the_same
-from kitbash_ray.errors import KitbashError, LayerError, LayerTimeout, LayerUnavailable
+from kitbash_ray.errors import KitbashError, LayerBusy, LayerError, LayerTimeout, LayerUnavailable
 from kitbash_ray.policy import Asked, Decision, Policy, Situation
 from kitbash_ray.types import (
+    ATTEMPT_EVENTS,
+    LAYER_NUMBERS,
     Answer,
     Event,
     EventKind,
@@ -49,7 +52,7 @@ Tell = Callable[[Event], Awaitable[None] | None]
 
 
 class Cascade:
-    """Layers, cheapest first, under one policy. Holds no state of any query."""
+    """Layers, cheapest first, under one policy. Holds no state of any query, only which layers were silent of late."""
 
     def __init__(
         self,
@@ -64,10 +67,20 @@ class Cascade:
         self.layers = {layer.name: layer for layer in layers}
         # Asked once here: a runtime check of a protocol costs more than a lookup in layer 0.
         self._streaming = {layer.name: layer for layer in layers if isinstance(layer, StreamingLayer)}
+        #: Layer 0 has none: it works in this process.
+        self.breakers = {name: Breaker() for name in self.layers if name != "grain"}
         self._policy = policy
         self._timeouts = timeouts_s
         self._max_error = max_error
         self._cosine = cosine
+
+    def add(self, layer: Layer) -> None:
+        """From now on `layer` is asked, too, where its number says."""
+        self.breakers[layer.name] = Breaker()
+        if isinstance(layer, StreamingLayer):
+            self._streaming[layer.name] = layer
+        layers = {**self.layers, layer.name: layer}
+        self.layers = {name: layers[name] for name in sorted(layers, key=LAYER_NUMBERS.__getitem__)}
 
     async def run(self, query: Query, tell: Tell) -> Event:
         """Tell the events of `query` as they happen, but for the last, `query.finished`: it is returned.
@@ -80,12 +93,17 @@ class Cascade:
         while True:
             decision = policy.decide(self._situation(run))
             if decision.action != "ask":
-                return run.event("query.finished", answer=run.answer(decision, policy))
+                return run.event("query.finished", answer=run.answer(decision, policy, self.degraded))
             for name in decision.layers:
                 reason = f"{decision.rule}: {decision.reason}"
                 if settled := run.tell("layer.started", layer=name, query=query, reason=reason):
                     await settled
             await self._ask(run, decision.layers)
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Layers that are not asked at the moment, or only as a trial."""
+        return tuple([name for name, breaker in self.breakers.items() if breaker.reason is not None])
 
     def _situation(self, run: _Run) -> Situation:
         asked = {result.layer for result in run.results}
@@ -126,8 +144,29 @@ class Cascade:
 
     async def _answer(self, run: _Run, name: str) -> LayerResult:
         """The layer's result; whatever goes wrong becomes a result too."""
-        layer, began = self.layers[name], time.perf_counter()
-        seconds = self._seconds(run, layer)
+        breaker = self.breakers.get(name)
+        if breaker is None:
+            return (await self._asked(run, name))[0]
+        if not breaker.admits():
+            return LayerResult(name, "failed", reason=f"not asked: {breaker.reason}")
+        try:
+            result, silent = await self._asked(run, name)
+        except BaseException:  # cancelled
+            breaker.released()
+            raise
+        if silent:
+            breaker.failed(result.reason or result.outcome)
+        elif result.outcome == "timeout":  # cut short by the question's own deadline
+            breaker.released()
+        else:
+            breaker.succeeded()
+        return result
+
+    async def _asked(self, run: _Run, name: str) -> tuple[LayerResult, bool]:
+        """The layer's result, and whether the layer was silent: not there, or not done in all of its time."""
+        layer, began, silent = self.layers[name], time.perf_counter(), False
+        own, left = self._timeouts.get(name, 60.0), run.seconds_left()
+        seconds = own if left is None else max(0.0, min(own, left))
         try:
             async with timeout(seconds):
                 if streaming := self._streaming.get(name):
@@ -138,11 +177,9 @@ class Cascade:
                 raise LayerError(f"the layer gave {type(result).__name__} instead of its own result")
         except Exception as error:  # a layer's fault must not cost the question the next layer
             result = _failure(name, error, seconds)
-        return replace(result, latency_ms=round((time.perf_counter() - began) * 1000, 3))
-
-    def _seconds(self, run: _Run, layer: Layer | StreamingLayer) -> float:
-        own, left = self._timeouts.get(layer.name, 60.0), run.seconds_left()
-        return own if left is None else max(0.0, min(own, left))
+            gone = isinstance(error, LayerUnavailable) and not isinstance(error, LayerBusy)
+            silent = gone or (result.outcome == "timeout" and seconds == own)
+        return replace(result, latency_ms=round((time.perf_counter() - began) * 1000, 3)), silent
 
 
 def _weighs(result: LayerResult) -> bool:
@@ -192,10 +229,10 @@ class _Run:
         self.results: list[LayerResult] = []
         self._tell = tell
         self._began = time.perf_counter()
-        self._seq = 0
+        self._seq = query.attempt * ATTEMPT_EVENTS
 
     def event(self, kind: EventKind, **fields: Any) -> Event:
-        event = Event(self.query.id, self._seq, time.time(), kind, **fields)
+        event = Event(self.query.id, self._seq, time.time(), kind, attempt=self.query.attempt, **fields)
         self._seq += 1
         return event
 
@@ -211,7 +248,7 @@ class _Run:
             return None
         return self.query.deadline_s - (time.time() - self.query.asked_at)
 
-    def answer(self, decision: Decision, policy: Policy) -> Answer:
+    def answer(self, decision: Decision, policy: Policy, degraded: tuple[str, ...]) -> Answer:
         chosen = decision.result
         sure = chosen.confidence if chosen and decision.confidence is None else decision.confidence
         accepted = decision.action == "accept" and chosen is not None
@@ -230,6 +267,7 @@ class _Run:
             policy=f"{policy.name}/{decision.rule}",
             calibration=policy.version,
             generation=chosen.generation if chosen else None,
+            degraded=degraded,
         )
 
     def _status(self, accepted: bool) -> Status:

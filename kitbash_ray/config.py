@@ -1,4 +1,4 @@
-"""Every setting, read once: environment > `.env` > YAML > the defaults below.
+"""Every setting, read once: environment > Docker's secrets > `.env` > YAML > the defaults below.
 
 The field names are the environment names in lower case. An unknown or malformed setting
 stops the start with one sentence. This is the only module that reads `os.environ`.
@@ -17,11 +17,13 @@ from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
 
 from kitbash_ray.errors import ConfigError
+from kitbash_ray.redis_url import parse
 
 Milliseconds = Annotated[int, Field(ge=1, le=600_000)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -35,6 +37,8 @@ OWN_PREFIXES = ("KITBASH_", "BITNET_", "KOBOLD_", "CARTRIDGE_", "GRAIN_", "EMBED
 WITHOUT_EFFECT = ("bitnet_command", "cartridge_type", "cartridge_command", "cartridge_host", "cartridge_port")
 
 PROJECT = Path(__file__).resolve().parent.parent
+#: Where Docker puts secrets: files that are named like settings.
+SECRETS = Path("/run/secrets")
 
 
 class Settings(BaseSettings):
@@ -44,7 +48,7 @@ class Settings(BaseSettings):
 
     redis_url: str | None = Field(
         None,
-        description="A Redis to use, as `redis://`, `rediss://` or `unix://`; unset: a private one that `kitbash up` starts",
+        description="A Redis to use: `redis://`, `rediss://` or `unix://`, `redis+sentinel://host:port,host:port/service` or `redis+cluster://host:port,host:port`; unset: a private one that `kitbash up` starts",
     )
     redis_host: str | None = Field(None, description="The same as host, with REDIS_PORT, REDIS_DB and REDIS_PASSWORD")
     redis_port: Port = Field(6379, description="Port of REDIS_HOST")
@@ -72,12 +76,14 @@ class Settings(BaseSettings):
     bitnet_auto_spawn: bool = Field(True, description="Whether `kitbash up` starts layer 1's actor")
     bitnet_timeout: Milliseconds = Field(2000, description="Milliseconds layer 1 may take")
     bitnet_max_tokens: PositiveInt = Field(64, description="Longest answer of layer 1, in tokens")
-    bitnet_resource: str = Field("device_b", description="Ray resource of the device that runs layer 1")
+    bitnet_resource: str = Field(
+        "device_b", description="Ray resource of the device that runs layer 1; several, separated by commas: a replica on each"
+    )
     bitnet_command: str | None = Field(None, description="No effect: Ray starts the actor")
 
     cartridge_auto_spawn: bool = Field(True, description="Whether `kitbash up` starts layer 2's actor")
     cartridge_timeout: Milliseconds = Field(2000, description="Milliseconds layer 2 may take")
-    cartridge_resource: str = Field("device_b", description="Ray resource of the device that runs layer 2")
+    cartridge_resource: str = Field("device_b", description="Ray resource of the device that runs layer 2; or several")
     cartridge_type: Literal["local", "remote"] = Field("local", description="No effect: Ray places the actor")
     cartridge_command: str | None = Field(None, description="No effect: Ray starts the actor")
     cartridge_host: str = Field("localhost", description="No effect: Ray finds the actor")
@@ -102,7 +108,7 @@ class Settings(BaseSettings):
         None, description="Context window of layer 4, in tokens; unset: 4096, or what the server elsewhere tells"
     )
     kobold_gpu_layers: int = Field(0, ge=-1, description="Model layers of layer 4 on the GPU; -1: all")
-    kobold_resource: str = Field("device_c", description="Ray resource of the device that runs layer 4")
+    kobold_resource: str = Field("device_c", description="Ray resource of the device that runs layer 4; or several")
 
     kitbash_cloud_url: str | None = Field(
         None, description="An OpenAI-compatible endpoint as layer 5, asked last and for money; unset: there is no layer 5"
@@ -146,6 +152,8 @@ class Settings(BaseSettings):
     )
     kitbash_replicas: PositiveInt = Field(1, description="Front-door replicas")
     kitbash_max_in_flight: PositiveInt = Field(64, description="Questions a replica works on at once; more get 429")
+    kitbash_queue_workers: int = Field(4, ge=0, description="Queued questions a replica works on at once")
+    kitbash_queue_length: PositiveInt = Field(10_000, description="Questions that may wait in the queue; more get 429")
     kitbash_policy: Literal["calibrated", "fixed"] = Field(
         "calibrated", description="How layers are accepted: within the error budget, or by fixed thresholds"
     )
@@ -181,7 +189,8 @@ class Settings(BaseSettings):
         dotenv = DotEnvSettingsSource(settings_cls)
         named = init_settings().get("kitbash_config")
         yaml = YamlConfigSettingsSource(settings_cls, yaml_file=_yaml_file(named, dotenv))
-        return init_settings, env_settings, dotenv_settings, yaml
+        secrets = [SecretsSettingsSource(settings_cls, secrets_dir=SECRETS)] if SECRETS.is_dir() else []
+        return init_settings, env_settings, *secrets, dotenv_settings, yaml
 
     @field_validator(
         "cartridges_dir",
@@ -195,6 +204,13 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path | None) -> Path | None:
         # Actors run in other folders, where a relative path would mean something else.
         return path and Path(os.path.abspath(path.expanduser()))
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: str | None) -> str | None:
+        if url:
+            parse(url)
+        return url
 
     @field_validator("bitnet_model", "kobold_model", mode="before")
     @classmethod
@@ -220,6 +236,13 @@ class Settings(BaseSettings):
     @property
     def cache_dir(self) -> Path:
         return self.kitbash_cache_dir or _xdg("XDG_CACHE_HOME", ".cache")
+
+    @property
+    def resources(self) -> dict[str, tuple[str, ...]]:
+        """The Ray resources of each layer's replicas; layer 0 has one grain router."""
+        named = {"grain": self.grain_resource, "bitnet": self.bitnet_resource,
+                 "cartridge": self.cartridge_resource, "kobold": self.kobold_resource}  # fmt: skip
+        return {layer: tuple(part.strip() for part in text.split(",") if part.strip()) for layer, text in named.items()}
 
     @property
     def embedded_redis(self) -> bool:
@@ -300,6 +323,8 @@ def _refuse_unknown(environment: Any) -> None:
             raise ConfigError(f"Unknown setting {name} in the environment{_hint(name, known)}")
 
 
+#: What is in a setting with one of these in its name is not repeated; a URL of Redis may hold a password.
+SECRET_NAMES = ("TOKEN", "PASSWORD", "KEY", "REDIS_URL")
 #: Set by `kitbash up` for the processes it starts, so that `kitbash down` finds all of them.
 CLUSTER_MARK = "KITBASH_CLUSTER_ID"
 #: Where benchmarks find data that does not come with Kitbash; no setting of Kitbash itself.
@@ -322,8 +347,8 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = {field.upper() for field in Settings.model_fields}
         return f"Unknown setting {name}{_hint(name, known)}"
-    shown = "" if any(secret in name for secret in ("TOKEN", "PASSWORD", "KEY")) else f" ({first['input']!r})"
-    return f"Setting {name} is malformed{shown}: {first['msg']}."
+    shown = "" if any(secret in name for secret in SECRET_NAMES) else f" ({first['input']!r})"
+    return f"Setting {name} is malformed{shown}: {first['msg'].removeprefix('Value error, ')}."
 
 
 def _yaml_file(given: Any, dotenv: DotEnvSettingsSource) -> Path | None:

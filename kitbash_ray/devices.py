@@ -50,7 +50,7 @@ class Devices:
         """The device that this machine is. Raises ConfigError when it is none of them."""
         own = own_addresses()
         for device in self.all:
-            if _resolved(device.address) in own:
+            if resolved(device.address) in own:
                 return device
         listed = ", ".join(device.address for device in self.all)
         raise ConfigError(
@@ -78,11 +78,12 @@ def read_devices(file: Path = CLUSTER_FILE) -> Devices:
 
 def cluster_settings(devices: Devices) -> Settings:
     """The settings on a device of a cluster: those of the cluster file, and the head's Redis with its password."""
-    own = load_settings(**devices.settings)
+    given = {"kitbash_host": devices.head.address, **devices.settings}
+    own = load_settings(**given)
     if not own.embedded_redis:
         return own
     return load_settings(
-        **{"kitbash_host": devices.head.address, **devices.settings},
+        **given,
         redis_host=devices.head.address,
         redis_password=find_secret(redis_password_file(own)),
     )
@@ -92,7 +93,7 @@ def head_redis(settings: Settings) -> RedisServer | None:
     """The Redis that the head starts, None when the settings name another one."""
     if settings.redis_url or settings.redis_host is None or settings.redis_password is None:
         return None
-    if _resolved(settings.redis_host) not in own_addresses():
+    if resolved(settings.redis_host) not in own_addresses():
         return None
     return RedisServer(settings.state_dir, Listen(settings.redis_host, settings.redis_port, settings.redis_password))
 
@@ -131,8 +132,9 @@ def own_addresses() -> set[str]:
     return {address for address in found if not address.startswith("127.")}
 
 
-def _resolved(address: str) -> str:
+def resolved(address: str) -> str:
+    """The IPv4 address of a name; one that only other machines know stays as it is."""
     try:
         return socket.gethostbyname(address)
-    except OSError:  # a name that only other machines know: certainly not this one
+    except OSError:
         return address

@@ -14,16 +14,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-
-import redis
-from redis.exceptions import AuthenticationError, RedisError
+from typing import TYPE_CHECKING
 
 from kitbash_ray import __version__
-from kitbash_ray.config import Settings, ray_auth, ray_token_file
-from kitbash_ray.devices import Device
+from kitbash_ray.config import SECRETS, Settings, ray_auth, ray_token_file
+from kitbash_ray.devices import Device, resolved
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.state import Running
+
+if TYPE_CHECKING:
+    from kitbash_ray.redis_client import Trouble
 
 #: Indexes and logs need some room; clocks that differ by more make times of events and keys wrong.
 FREE_BYTES, SKEW_S = 1 << 30, 1.0
@@ -56,6 +56,7 @@ class Facts:
     redis_problem: str
     at: float
     skew_s: float = 0.0
+    redis_remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Seen:
 
 def look(settings: Settings, address: str = "") -> Facts:
     """The facts of the node that this runs on; it connects to Redis, and to nothing else."""
+    trouble = redis_trouble(settings)
     folder = settings.cache_dir
     while not folder.exists():
         folder = folder.parent
@@ -81,8 +83,9 @@ def look(settings: Settings, address: str = "") -> Facts:
         kitbash=__version__,
         free_bytes=shutil.disk_usage(folder).free,
         folder=str(folder),
-        redis_problem=_redis_problem(settings),
+        redis_problem=trouble.what if trouble else "",
         at=time.time(),
+        redis_remedy=trouble.advice if trouble else "",
     )
 
 
@@ -96,11 +99,8 @@ def judge(here: Facts, seen: Seen | None, running: Running | None) -> Iterator[F
         remedy = f"Let both devices follow a time server: `timedatectl set-ntp true` on {facts.node}."
         yield Finding("clock", facts.node, abs(facts.skew_s) <= SKEW_S, ahead, remedy)
         if running:
-            what = facts.redis_problem or "answers"
-            remedy = "Look whether Redis runs on the head and its port is open there; `kitbash status` names its address."
-            if "password" in what:
-                remedy = "Give all devices the same password: `ray up cluster.yaml` copies that of the head."
-            yield Finding("redis", facts.node, not facts.redis_problem, what, remedy)
+            what = facts.redis_problem or "answers and takes writes"
+            yield Finding("redis", facts.node, not facts.redis_problem, what, facts.redis_remedy)
     for node, why in seen.silent if seen else ():
         yield Finding("ray", node, False, why, "See /tmp/ray/session_latest/logs on that device.")
 
@@ -120,7 +120,7 @@ def _versions(facts: Facts, here: Facts) -> Iterator[Finding]:
 def judge_devices(devices: Sequence[Device], seen: Seen) -> Iterator[Finding]:
     """Whether each device of cluster.yaml has joined."""
     for device in devices:
-        there = device.address in seen.addresses
+        there = resolved(device.address) in seen.addresses
         remedy = f"Run `ray monitor cluster.yaml` to see what the head tries, and `kitbash doctor` on {device.address} for what it sees."
         yield Finding("device", device.address, there, "has joined" if there else "is not in the cluster", remedy)
 
@@ -139,7 +139,8 @@ def wanted_resources(settings: Settings) -> dict[str, list[str]]:
     wanted: dict[str, list[str]] = {settings.grain_resource: ["grain"]}
     for name in ("bitnet", "cartridge", "kobold"):
         if getattr(settings, f"{name}_auto_spawn"):
-            wanted.setdefault(getattr(settings, f"{name}_resource"), []).append(name)
+            for resource in dict.fromkeys(settings.resources[name]):
+                wanted.setdefault(resource, []).append(name)
     return wanted
 
 
@@ -149,7 +150,7 @@ def token_finding(node: str, needed: bool) -> Finding:
     if ray_auth() != "token":
         what = "Ray asks for no token: whoever reaches its ports can run programs here"
         return Finding("ray token", node, not needed, what, "Run `ray get-auth-token --generate`, and start the cluster again.")
-    if path.exists() and path.stat().st_mode & 0o077:
+    if path.exists() and path.stat().st_mode & 0o077 and SECRETS not in path.parents:
         return Finding("ray token", node, False, f"others can read {path}", f"Run `chmod 600 {path}`.")
     return Finding("ray token", node, True, f"in {path}")
 
@@ -170,16 +171,14 @@ def ray_redis_finding(node: str, server: RedisServer) -> Finding:
     return Finding("redis of Ray", node, ok, f"{'answers' if ok else 'does not answer'} at {server.socket}", remedy)
 
 
-def _redis_problem(settings: Settings) -> str:
-    """Why Redis cannot be used from here, or nothing."""
-    url = settings.resolved_redis_url
-    if url.startswith("unix://") and not Path(url.removeprefix("unix://")).exists():
-        return f"there is no {url.removeprefix('unix://')}"
+def redis_trouble(settings: Settings) -> Trouble | None:
+    """Why Redis cannot be used from here; it is asked for an answer and for a write."""
+    from kitbash_ray.blackboard import probe  # here: the command line needs this module where there is no Redis
+    from kitbash_ray.redis_client import FAULTS, connect_sync, trouble_of
+
     try:
-        with redis.Redis.from_url(url, socket_connect_timeout=CONNECT_S, socket_timeout=CONNECT_S) as client:
-            client.ping()
-    except AuthenticationError as error:
-        return f"refuses the password: {error}"
-    except (RedisError, OSError) as error:
-        return str(error)
-    return ""
+        with connect_sync(settings.resolved_redis_url, socket_connect_timeout=CONNECT_S, socket_timeout=CONNECT_S) as client:
+            probe(client)
+    except FAULTS as error:
+        return trouble_of(error)
+    return None

@@ -10,9 +10,11 @@
     ├── LayerError            a layer could not do its work
     │   ├── LayerTimeout      ... in its time
     │   └── LayerUnavailable  ... because its process or device is gone
+    │       └── LayerBusy     ... or has too much to do
     ├── ClusterError          the cluster cannot be started, found or stopped
     └── ClientError           the front door refused a request, or is not there
         ├── NotRunning
+        ├── Interrupted       ... in the middle of a stream, and said why
         └── Unauthorized
 
 The message comes first and is one sentence that says what to do next; anything else is
@@ -76,6 +78,10 @@ class LayerUnavailable(LayerError):
     """The process or the device behind a layer is gone."""
 
 
+class LayerBusy(LayerUnavailable):
+    """A layer lives, and has more to do than it takes on."""
+
+
 class ClusterError(KitbashError):
     """The cluster cannot be started, found or stopped."""
 
@@ -99,6 +105,10 @@ class NotRunning(ClientError):
     """Nothing answers at the front door's address."""
 
     exit_code = 6
+
+
+class Interrupted(ClientError):
+    """The front door had to end a stream before its end, and said why."""
 
 
 class Unauthorized(ClientError):

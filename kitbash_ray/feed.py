@@ -6,11 +6,9 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from kitbash_ray.blackboard import FEED
-from kitbash_ray.errors import StoreError
+from kitbash_ray.blackboard import feed_key, prefix_of
+from kitbash_ray.redis_client import answer_of
 from kitbash_ray.types import Event, decode
 
 #: Milliseconds that one read waits; between two reads the caller can notice that its client is gone.
@@ -23,20 +21,16 @@ class Feed:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._key = feed_key(prefix_of(redis))
 
     async def follow(self, after: str = "$") -> AsyncGenerator[tuple[str, Event] | None, None]:
         """Events after the id `after` (`$`: from now on, `0`: from the oldest) with their ids.
 
         Yields None about once a second while nothing happens. Raises StoreError.
         """
-        last = await self._newest() if after == "$" else after
+        last = await self.newest() if after == "$" else after
         while True:
-            try:
-                found: Any = await self._redis.xread({FEED: last}, count=READ_EVENTS, block=BLOCK_MS)
-            except RedisTimeoutError:
-                found = []
-            except (RedisError, OSError) as error:
-                raise StoreError(f"Redis does not answer: {error}") from error
+            found: Any = await answer_of(self._redis.xread({self._key: last}, count=READ_EVENTS, block=BLOCK_MS))
             if not found:
                 yield None
             for _, entries in found or ():
@@ -47,20 +41,15 @@ class Feed:
     async def so_far(self, after: str = "0") -> AsyncGenerator[tuple[str, Event], None]:
         """Events after the id `after` that are there now, with their ids. Raises StoreError."""
         while True:
-            try:
-                entries: Any = await self._redis.xrange(FEED, min=f"({after}" if after != "0" else "-", count=READ_EVENTS)
-            except (RedisError, OSError) as error:
-                raise StoreError(f"Redis does not answer: {error}") from error
+            first = "-" if after == "0" else f"({after}"
+            entries: Any = await answer_of(self._redis.xrange(self._key, min=first, count=READ_EVENTS))
             for entry_id, fields in entries:
                 after = entry_id.decode()
                 yield after, decode(Event, fields[b"event"])
             if len(entries) < READ_EVENTS:
                 return
 
-    async def _newest(self) -> str:
-        """The id of the newest event. Reading after `$` anew would miss what came between two reads."""
-        try:
-            entries: Any = await self._redis.xrevrange(FEED, count=1)
-        except (RedisError, OSError) as error:
-            raise StoreError(f"Redis does not answer: {error}") from error
+    async def newest(self) -> str:
+        """The id of the newest event. Reading after `$` anew would miss what came between two reads. Raises StoreError."""
+        entries: Any = await answer_of(self._redis.xrevrange(self._key, count=1))
         return str(entries[0][0].decode()) if entries else "0"

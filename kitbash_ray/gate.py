@@ -1,4 +1,4 @@
-"""Who may ask: the token or a key in every request, and bodies of a sane size. ASGI; knows no route.
+"""Who may ask, and who may work: the token or a key in every request, and bodies of a sane size. ASGI.
 
 Not here: what is done with a request (serve_app.py), making keys (keys.py).
 """
@@ -17,10 +17,14 @@ from kitbash_ray.keys import Keyring
 MAX_BODY = 1 << 20
 #: Paths that need no token: they tell nothing about questions or knowledge.
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup", "/docs", "/openapi.json"})
+#: Below this path, workers outside the cluster take a layer's work.
+WORK_PATH = "/v1/work/"
 #: Where a request's scope has the error budget of its key.
 BUDGET = "kitbash.max_error"
-#: Whether a request came with a key instead of the token.
+#: The key's digest, when a request came with a key instead of the token.
 BY_KEY = "kitbash.by_key"
+#: The layer that the key of a worker may serve.
+WORKER = "kitbash.worker"
 
 
 class Gate:
@@ -47,6 +51,8 @@ class Gate:
             )
             refused.headers["WWW-Authenticate"] = "Bearer"
             await refused(scope, receive, send)
+        elif forbidden := _forbidden(scope):
+            await refusal(403, forbidden, "forbidden")(scope, receive, send)
         elif length.isdigit() and int(length) > MAX_BODY:
             await refusal(413, f"The body is larger than {MAX_BODY >> 20} MiB.")(scope, receive, send)
         else:
@@ -62,8 +68,19 @@ class Gate:
         key = self._keys.find(secret.strip().decode("utf-8", "replace"))
         if key is None:
             return False
-        scope[BUDGET], scope[BY_KEY] = key.max_error, True
+        scope[BUDGET], scope[BY_KEY], scope[WORKER] = key.max_error, key.sha256, key.worker
         return True
+
+
+def _forbidden(scope: Scope) -> str | None:
+    """Why a key may not do this: a worker's serves its layer and does nothing else, any other serves none."""
+    layer, works = scope.get(WORKER), scope["path"].startswith(WORK_PATH)
+    if layer:
+        own = scope["path"].startswith(f"{WORK_PATH}{layer}/")
+        return None if own else f"This is the key of a worker: it may serve the layer {layer}, and nothing else."
+    if works and scope.get(BY_KEY):
+        return "A key may ask questions; to serve a layer takes a worker's: `kitbash key add NAME --worker LAYER`."
+    return None
 
 
 def refusal(status: int, message: str, kind: str = "invalid_request", *, param: str | None = None) -> Response:

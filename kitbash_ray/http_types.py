@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from msgspec.structs import replace
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, StringConstraints, field_validator
 
 from kitbash_ray.types import MAX_QUERY_CHARS, Faction, Query, Turn, is_visible, new_query_id
 
@@ -60,6 +60,12 @@ class QueryIn(BaseModel):
             max_error=self.max_error,
             deadline_s=self.timeout_s,
         )
+
+
+class SubmitIn(QueryIn):
+    """A question to be answered later."""
+
+    callback_url: HttpUrl | None = Field(None, description="Where the answer is posted to, over http or https.")
 
 
 def within_budget(query: Query, budget: float | None) -> Query:

@@ -1,4 +1,4 @@
-"""Keys beside the token: one for each program or person, each with an error budget of its own.
+"""Keys beside the token: one for each program or person, each with an error budget of its own, or for a worker.
 
 The file holds hashes, so whoever reads it cannot ask in their name; only its owner can read it.
 `kitbash key` edits it, and the front door notices. Not here: the token (token.py).
@@ -21,11 +21,15 @@ PREFIX = "kb_"
 
 
 class Key(Struct, frozen=True, forbid_unknown_fields=True):
-    """A key by its SHA-256. `max_error` is the budget of its questions that state none; None for the deployment's."""
+    """A key by its SHA-256. `max_error` is the budget of its questions that state none; None for the deployment's.
+
+    The key of a worker may serve the layer `worker`, and nothing else.
+    """
 
     name: str
     sha256: str
     max_error: float | None = None
+    worker: str | None = None
 
 
 def keys_file(settings: Settings) -> Path:
@@ -42,13 +46,13 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         raise ConfigError(f"{path} cannot be used ({error}): repair it, or remove it and add the keys anew.") from error
 
 
-def add_key(path: Path, name: str, max_error: float | None) -> str:
+def add_key(path: Path, name: str, max_error: float | None, worker: str | None = None) -> str:
     """A new key, which is shown this once. Raises ConfigError when the name is taken."""
     keys = read_keys(path)
     if any(key.name == name for key in keys):
         raise ConfigError(f"There is a key {name!r} already: remove it first, or take another name.")
     secret = PREFIX + secrets.token_urlsafe(24)
-    _write(path, (*keys, Key(name, digest(secret), max_error)))
+    _write(path, (*keys, Key(name, digest(secret), max_error, worker)))
     return secret
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from kitbash_ray.blackboard import cost_key
-from kitbash_ray.errors import StoreError
+from kitbash_ray.blackboard import cost_key, prefix_of
+from kitbash_ray.redis_client import answer_of
 
 KEPT_S = 2 * 86_400
 
@@ -31,6 +30,7 @@ class RedisLedger:
 
     def __init__(self, redis: Redis, day_budget: float) -> None:
         self._redis = redis
+        self._prefix = prefix_of(redis)
         self._day_budget = day_budget
 
     async def reserve(self, amount: float) -> bool:
@@ -45,21 +45,17 @@ class RedisLedger:
 
     async def spent(self) -> float:
         """Dollars of today, with what is set aside."""
-        try:
-            return float(await self._redis.get(_today()) or 0)
-        except (RedisError, OSError) as error:
-            raise StoreError(f"Redis does not answer: {error}") from error
+        return float(await answer_of(self._redis.get(self._today())) or 0)
 
     async def _add(self, amount: float) -> float:
-        try:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.incrbyfloat(_today(), amount)
-                pipe.expire(_today(), KEPT_S)
-                total, _ = await pipe.execute()
-            return float(total)
-        except (RedisError, OSError) as error:
-            raise StoreError(f"What was spent cannot be counted, Redis does not answer: {error}") from error
+        return float(await answer_of(self._added(self._today(), amount)))
 
+    async def _added(self, key: str, amount: float) -> Any:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.incrbyfloat(key, amount)
+            pipe.expire(key, KEPT_S)
+            total, _ = await pipe.execute()
+        return total
 
-def _today() -> str:
-    return cost_key(time.strftime("%Y-%m-%d", time.gmtime()))
+    def _today(self) -> str:
+        return cost_key(time.strftime("%Y-%m-%d", time.gmtime()), self._prefix)

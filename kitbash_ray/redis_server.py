@@ -13,11 +13,7 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
+from urllib.parse import quote
 
 from kitbash_ray.errors import StoreError
 
@@ -44,13 +40,13 @@ class RedisServer:
         self._listen = listen
 
     def running(self) -> bool:
+        from kitbash_ray.redis_client import FAULTS, connect_sync  # here: a worker needs this module and has no Redis
+
+        login = f":{quote(self._listen.password, safe='')}@" if self._listen else ""
         try:
-            password = self._listen.password if self._listen else None
-            with redis.Redis(
-                unix_socket_path=str(self.socket), password=password, socket_timeout=2, retry=Retry(NoBackoff(), 0)
-            ) as client:
+            with connect_sync(f"unix://{login}{self.socket}") as client:
                 return bool(client.ping())
-        except (RedisError, OSError):
+        except FAULTS:
             return False
 
     def start(self, environment: dict[str, str]) -> int:

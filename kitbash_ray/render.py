@@ -35,6 +35,8 @@ def answer_panel(answer: Answer, *, title: str | None = None) -> RenderableType:
         facts.add_row("layer", f"{answer.layer}, confidence {percent(answer.confidence)}")
     elif answer.candidate:
         facts.add_row("best guess", plain(f"{answer.candidate} (confidence {percent(answer.confidence)}, not enough)"))
+    if answer.degraded:
+        facts.add_row("degraded", Text(", ".join(answer.degraded), style="yellow"))
     for number, source in enumerate(answer.sources[:SHOWN_SOURCES] if answer.status == "answered" else (), 1):
         facts.add_row(f"source {number}", plain(_cited(source)))
     return Group(facts, path_table(answer.path, answer.latency_ms), "")
@@ -66,11 +68,13 @@ def answer_html(answer: Answer) -> str:
     )
     cited = answer.sources[:SHOWN_SOURCES] if answer.status == "answered" else ()
     sources = "".join(f"<li>{escape(_cited(source))}</li>" for source in cited)
+    degraded = escape(", ".join(answer.degraded))
     guess = "" if answer.candidate is None else f"<p>Best guess, not sure enough: {escape(answer.candidate)}</p>"
     return (
         f"<div><p><b>{escape(answer.query)}</b></p><p>{escape(_said(answer))}</p>{guess}"
         f"<p><small>{escape(answer.status)} by {escape(answer.layer or 'nobody')}, "
         f"confidence {percent(answer.confidence)}, {answer.latency_ms:.2f} ms</small></p>"
+        f"{f'<p>Degraded: {degraded}</p>' if degraded else ''}"
         f"{f'<ol>{sources}</ol>' if sources else ''}"
         "<table><thead><tr><th>layer</th><th>outcome</th><th>confidence</th><th>ms</th><th>why</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"

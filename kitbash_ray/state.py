@@ -29,6 +29,8 @@ class Running:
     started_at: float
     #: What this machine is in it: all of it, or one of several devices.
     role: str = "alone"
+    #: Where Ray shows the metrics of this machine.
+    metrics: str = ""
     #: The Redis that keeps Ray's state, on the head of several devices.
     ray_redis_pid: int | None = None
 

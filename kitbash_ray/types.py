@@ -35,6 +35,9 @@ LAYER_NUMBERS: dict[str, int] = {"grain": 0, "bitnet": 1, "cartridge": 2, "kobol
 #: The longest question that is accepted, in characters; 8192 fills MiniLM's window several times.
 MAX_QUERY_CHARS = 8192
 
+#: Numbers that the events of one attempt at a query have for themselves; a cascade tells some thousands at the most.
+ATTEMPT_EVENTS = 1_000_000
+
 
 def new_query_id() -> str:
     """`q_` and 16 hexadecimal digits; 64 random bits, so ids of a day's traffic do not meet."""
@@ -103,6 +106,7 @@ class Query(Struct, frozen=True, omit_defaults=True, gc=False):
     `max_error` the share of accepted answers that may be wrong, None for the deployment's;
     `cartridges` restricts the knowledge to those names, empty means all of `factions`.
     `layers` asks those directly, the first answer counts; empty means the whole cascade.
+    `attempt` is the number of the claim under which a queued question is worked on, 0 for one that is not queued.
     """
 
     text: str
@@ -115,6 +119,7 @@ class Query(Struct, frozen=True, omit_defaults=True, gc=False):
     asked_at: float = field(default_factory=time.time)
     layers: tuple[str, ...] = ()
     chat: Chat | None = None
+    attempt: int = 0
 
 
 class Source(Struct, frozen=True, gc=False):
@@ -167,7 +172,8 @@ class Answer(Struct, frozen=True, gc=False):
 
     When `status` is "abstained", `answer` is None and `candidate` is the best guess, if any,
     with its `sources`. `recorded` says whether Redis had the events when the answer was made.
-    `calibration` names the fit that the confidence is from.
+    `calibration` names the fit that the confidence is from. `degraded` are the layers that were
+    silent of late and so are not asked, or only to see whether they are back.
     """
 
     query_id: str
@@ -185,6 +191,7 @@ class Answer(Struct, frozen=True, gc=False):
     recorded: bool = False
     calibration: str | None = None
     generation: Generation | None = None
+    degraded: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -196,7 +203,8 @@ class Answer(Struct, frozen=True, gc=False):
 class Event(Struct, frozen=True, omit_defaults=True, gc=False):
     """One thing that happened to a query. `seq` counts from 0 within the query; `at` is Unix seconds.
 
-    `right` is somebody's judgement of the answer, in `query.judged`.
+    `right` is somebody's judgement of the answer, in `query.judged`. `attempt` is the query's; its
+    events count from `attempt * ATTEMPT_EVENTS`, and are refused once another attempt has begun.
     """
 
     query_id: str
@@ -210,6 +218,26 @@ class Event(Struct, frozen=True, omit_defaults=True, gc=False):
     reason: str | None = None
     answer: Answer | None = None
     right: bool | None = None
+    attempt: int = 0
+
+
+class Job(Struct, frozen=True, omit_defaults=True):
+    """A query to answer later, as it stands in the queue. `idempotency` is the digest of the key that it came with."""
+
+    query: Query
+    callback_url: str | None = None
+    idempotency: str | None = None
+
+
+class DeadLetter(Struct, frozen=True):
+    """A queued query that was given up; `at` is Unix seconds. `last_attempt` is the number that its next life counts from."""
+
+    query_id: str
+    reason: str
+    attempts: int
+    at: float
+    job: Job
+    last_attempt: int
 
 
 class Layer(Protocol):

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
-from redis.asyncio import Redis
 
 from kitbash_ray.config import load_settings
 from kitbash_ray.knowledge.embedder import Embedder, open_embedder
 from kitbash_ray.knowledge.verifier import Verifier, open_verifier
-from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.tiny_model import write_tiny_gguf
 
 #: Variables with these beginnings are settings, or could be mistaken for one.
@@ -74,27 +69,6 @@ def verifier() -> Verifier:
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random llama that llama.cpp really loads and runs."""
     return write_tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
-
-
-@pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """A private Redis of this session. Without a redis-server the tests fail; they do not skip."""
-    folder = Path(tempfile.mkdtemp(prefix="kb", dir="/tmp"))  # short: a socket's path has 107 bytes
-    server = RedisServer(folder)
-    process = psutil.Process(server.start(dict(os.environ)))
-    yield f"unix://{server.socket}"
-    process.terminate()
-    process.wait(10)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of the session's Redis, which is empty."""
-    client = Redis.from_url(redis_url)
-    await client.flushall()
-    yield client
-    await client.aclose()
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ from kitbash_ray.knowledge.checks import check_cartridge
 ROOT = Path(__file__).resolve().parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 BENCHMARKS = ROOT / "benchmarks" / "README.md"
-DOCUMENTS = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", BENCHMARKS, ROOT / "docs" / "three_devices.md"]
+DOCUMENTS = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", BENCHMARKS, *sorted((ROOT / "docs").glob("*.md"))]
 SHELLS = {"sh", "bash", "console"}
 #: Folders whose files the map in CONTRIBUTING names one by one, and the kinds of files it leaves to their folder.
-MAPPED = ("kitbash_ray", "actors", "scripts", "benchmarks")
+MAPPED = ("kitbash_ray", "actors", "scripts", "benchmarks", "monitoring", "docker")
 NOT_MAPPED = {"__init__.py", "README.md"}
 
 

@@ -24,7 +24,9 @@ from kitbash_ray.cli import (
     key,
     models,
     node,
+    queue,
     record,
+    worker,
 )
 from kitbash_ray.cli.console import errors
 from kitbash_ray.errors import KitbashError
@@ -44,6 +46,7 @@ app.command()(cluster.down)
 app.command()(cluster.status)
 app.command()(doctor.doctor)
 app.command()(ask.ask)
+app.command()(queue.result)
 app.command()(chat.chat)
 app.command()(cluster.feed)
 app.command()(record.why)
@@ -54,10 +57,12 @@ app.command("eval")(evaluate.evaluate)
 app.command()(calibrate.calibrate)
 app.command()(distil.distil)
 app.command()(demo.demo)
+app.command()(worker.worker)
 app.add_typer(cartridge.app, name="cartridge")
 app.add_typer(key.app, name="key")
 app.add_typer(models.app, name="models")
 app.add_typer(node.app, name="node")
+app.add_typer(queue.app, name="queue")
 
 
 @app.callback(invoke_without_command=True)

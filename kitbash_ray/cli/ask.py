@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import typer
@@ -12,8 +12,9 @@ import typer
 from kitbash_ray.cli import asker as askers
 from kitbash_ray.cli import exits
 from kitbash_ray.cli.console import output, start_log
-from kitbash_ray.config import load_settings
-from kitbash_ray.errors import ClientError, InvalidQuery
+from kitbash_ray.client import Kitbash
+from kitbash_ray.config import Settings, load_settings
+from kitbash_ray.errors import ClientError, ConfigError, InvalidQuery
 from kitbash_ray.render import answer_panel
 from kitbash_ray.types import Answer, Faction, Query, encode
 
@@ -40,6 +41,7 @@ def ask(
         None, min=0.001, max=0.999, help="Share of accepted answers that may be wrong.", show_default=False
     ),
     timeout: float | None = typer.Option(None, min=0.001, max=600, help="Seconds the answer may take.", show_default=False),
+    later: bool = typer.Option(False, "--later", help="Queue it in the running cluster and print its id for `kitbash result`."),
 ) -> None:
     """Ask a question.
 
@@ -52,20 +54,44 @@ def ask(
     settings = load_settings(cartridges_dir=cartridges)
     start_log(settings)
     many = question == [STANDARD_INPUT]
-    asker = askers.open_asker(mode, settings, own_cartridges=cartridges is not None)
+    factions = _factions(faction)
+    queries = (  # made one by one, because a question's time begins when it is made
+        Query(text, factions=factions, cartridges=tuple(cartridge), max_error=max_error, deadline_s=timeout)
+        for text in (_lines() if many else [" ".join(question)])
+    )
+    if later:
+        _queue(queries, settings, elsewhere=mode == "direct" or cartridges is not None)
+    elif _ask(queries, askers.open_asker(mode, settings, own_cartridges=cartridges is not None), as_json, many):
+        raise typer.Exit(exits.FAILED)
+
+
+def _ask(queries: Iterable[Query], asker: askers.Asker, as_json: bool, many: bool) -> bool:
+    """Show the answers; whether one has failed in every layer."""
     failed = False
     try:
-        for text in _lines() if many else [" ".join(question)]:
-            query = Query(
-                text, factions=_factions(faction), cartridges=tuple(cartridge), max_error=max_error, deadline_s=timeout
-            )
+        for query in queries:
             answer = _answer(asker, query, many)
             failed |= answer.status == "failed"
-            _show(answer, as_json or many)
+            show_answer(answer, as_json or many)
     finally:
         asker.close()
-    if failed:
-        raise typer.Exit(exits.FAILED)
+    return failed
+
+
+def _queue(queries: Iterable[Query], settings: Settings, *, elsewhere: bool) -> None:
+    """Queue the questions and print their ids."""
+    if elsewhere:
+        raise ConfigError("--later works with a running cluster only, and with the cartridges that it has.")
+    with Kitbash(settings=settings) as client:
+        for query in map(askers.checked, queries):
+            query_id = client.submit(
+                query.text,
+                factions=query.factions,
+                cartridges=query.cartridges,
+                max_error=query.max_error,
+                timeout_s=query.deadline_s,
+            )
+            print(query_id, flush=True)
 
 
 def _answer(asker: askers.Asker, query: Query, many: bool) -> Answer:
@@ -93,7 +119,8 @@ def _factions(names: list[str]) -> tuple[Faction, ...]:
     return tuple(known[name] for name in names)
 
 
-def _show(answer: Answer, as_json: bool) -> None:
+def show_answer(answer: Answer, as_json: bool) -> None:
+    """Print an answer, or one JSON object."""
     if as_json:
         print(json.dumps(json.loads(encode(answer)), ensure_ascii=False), flush=True)
     else:

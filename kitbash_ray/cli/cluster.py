@@ -8,9 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 import typer
+from rich.markup import escape
 
 from kitbash_ray.cli.console import errors, output, start_log
-from kitbash_ray.cli.tables import event_line, layers_table
+from kitbash_ray.cli.queue import queue_line
+from kitbash_ray.cli.tables import event_line, layers_table, replicas_table
 from kitbash_ray.client import Kitbash
 from kitbash_ray.config import Settings, load_settings, ray_auth
 from kitbash_ray.errors import ClusterError, NotRunning
@@ -62,6 +64,7 @@ def show_where(settings: Settings, found: Running) -> None:
     output.print(f"front door  {found.url}  (API description: {found.url}/docs)", soft_wrap=True)
     output.print(f"token       {where}", soft_wrap=True)
     output.print(f"dashboard   {found.dashboard}", soft_wrap=True)
+    output.print(f"metrics     {found.metrics}", soft_wrap=True)
     if ray_auth() == "token":
         output.print("[dim]Ray and its dashboard ask for Ray's own token: `ray get-auth-token` prints it.[/]")
     else:
@@ -95,11 +98,20 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print one JSON ob
     if found is None and not settings.kitbash_url:
         raise NotRunning("No cluster is running: start one with `kitbash up`.")
     with Kitbash(settings=settings) as client:
-        layers, health = client.layers(), client.ready()
+        layers, replicas, health, queue = client.layers(), client.replicas(), client.ready(), client.queue()
     if as_json:
-        print(json.dumps({"cluster": asdict(found) if found else None, "health": health, "layers": layers}, ensure_ascii=False))
+        told = {
+            "cluster": asdict(found) if found else None,
+            "health": health,
+            "layers": layers,
+            "replicas": replicas,
+            "queue": queue,
+        }
+        print(json.dumps(told, ensure_ascii=False))
         return
     output.print(layers_table(layers))
+    output.print(replicas_table(replicas))
+    output.print(f"queue       {queue_line(queue)}")
     if found:
         show_where(settings, found)
         output.print(f"redis       {_redis(found, settings)}", soft_wrap=True)
@@ -114,11 +126,15 @@ def feed(
 ) -> None:
     """Follow what happens to all questions, until Ctrl-C."""
     with Kitbash(settings=load_settings()) as client:
-        for event in client.feed(after):
+        for event in client.feed(after, interrupted=_waits):
             if as_json:
                 print(encode(event).decode(), flush=True)
             else:
                 output.print(event_line(event), soft_wrap=True)
+
+
+def _waits(why: str) -> None:
+    errors.print(f"[yellow]{escape(why)}[/] The feed goes on when it is back.", soft_wrap=True)
 
 
 def _redis(found: Running, settings: Settings) -> Any:

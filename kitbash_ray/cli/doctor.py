@@ -94,7 +94,7 @@ def _ports(settings: Settings, found: Running, devices: Devices | None, node: st
     if devices:
         head = devices.head.address
         remedy = f"Let the devices reach each other: no firewall may stand between this one and {head}."
-        yield port_finding("port of Redis", node, head, settings.redis_port, remedy)
+        yield port_finding("port of Redis", node, settings.redis_host or head, settings.redis_port, remedy)
         yield port_finding("port of Ray", node, head, settings.kitbash_ray_port, remedy)
     try:
         health = httpx.get(f"{found.url}/health/ready", timeout=READY_S, trust_env=False).json()

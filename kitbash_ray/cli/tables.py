@@ -11,26 +11,57 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from kitbash_ray import __version__
 from kitbash_ray.types import Event
 
+#: Members of a heartbeat that tables show.
+WHERE = ("node", "device", "pid", "load", "since")
 STATE_STYLE = {"ready": "green", "unavailable": "yellow", "off": "dim", "gone": "red"}
 
 
 def layers_table(layers: Iterable[Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "layer", "state", "node", "pid", "load", "about"):
+    for column in ("", "layer", "state", *WHERE, "about"):
         table.add_column(column, overflow="fold")
-    for layer in layers:
+    rows = ((each, number) for layer in layers for number, each in enumerate([layer, *layer.get("replicas", ())[1:]]))
+    for layer, number in rows:
         state = str(layer.get("state", "gone"))
-        about = layer.get("reason") or layer.get("model") or _count(layer)
-        cells = (layer.get("node", ""), layer.get("pid", ""), layer.get("load", ""), about)
+        about = [_degraded(layer), layer.get("reason") or layer.get("model") or _count(layer), _other_version(layer)]
         table.add_row(
-            str(layer["number"]),
-            str(layer["layer"]),
+            "" if number else str(layer["number"]),
+            f"  {layer.get('worker') or layer['name']}" if number else str(layer["layer"]),
             f"[{STATE_STYLE.get(state, '')}]{state}[/]",
-            *(escape(str(cell)) for cell in cells),
+            *_where(layer),
+            escape("; ".join(filter(None, about))),
         )
     return table
+
+
+def _degraded(layer: Mapping[str, Any]) -> str:
+    return f"degraded, breaker {layer['breaker']}: {layer['degraded']}" if "degraded" in layer else ""
+
+
+def replicas_table(replicas: Iterable[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("front door", "state", *WHERE, "about"):
+        table.add_column(column, overflow="fold")
+    for replica in replicas:
+        state = str(replica["state"])
+        name, shown = str(replica["replica"])[:8], f"[{STATE_STYLE.get(state, '')}]{state}[/]"
+        table.add_row(name, shown, *_where(replica), _other_version(replica))
+    return table
+
+
+def _where(beat: Mapping[str, Any]) -> Iterable[str]:
+    """What a heartbeat says of where its actor runs; empty where there is none."""
+    shown = {**beat, "since": _moment(float(beat["since"]))} if "since" in beat else beat
+    return (escape(str(shown.get(name, ""))) for name in WHERE)
+
+
+def _moment(at: float) -> str:
+    """The time of today, or else the day."""
+    then = time.localtime(at)
+    return time.strftime("%H:%M" if time.localtime()[:3] == then[:3] else "%d %b", then)
 
 
 def events_table(events: Iterable[Event]) -> Table:
@@ -67,3 +98,9 @@ def about(event: Event) -> str:
 
 def _count(layer: Mapping[str, Any]) -> str:
     return f"{layer['grains']} grains" if "grains" in layer else ""
+
+
+def _other_version(beat: Mapping[str, Any]) -> str:
+    """The version of Kitbash that an actor runs, if it is not this one."""
+    version = beat.get("version", __version__)
+    return "" if version == __version__ else f"Kitbash {version}"

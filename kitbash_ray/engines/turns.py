@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 
-from kitbash_ray.errors import LayerUnavailable
+from kitbash_ray.errors import LayerBusy
 
 
 class Turns:
@@ -23,7 +23,7 @@ class Turns:
 
     @asynccontextmanager
     async def taken(self) -> AsyncGenerator[None, None]:
-        """The model for oneself. Raises LayerUnavailable when too many wait already."""
+        """The model for oneself. Raises LayerBusy when too many wait already."""
         if ticket := self._enter():
             try:
                 await asyncio.wrap_future(ticket)
@@ -42,7 +42,7 @@ class Turns:
                 self._taken = True
                 return None
             if len(self._waiting) >= self._most_waiting:
-                raise LayerUnavailable(f"{len(self._waiting)} questions wait for this model already; ask again in a while")
+                raise LayerBusy(f"{len(self._waiting)} questions wait for this model already; ask again in a while")
             ticket: Future[None] = Future()
             self._waiting.append(ticket)
             return ticket

@@ -40,6 +40,7 @@ def cluster(_clean_session: None) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:  # Ray asks for its token: the harder case, and nobody else gets in
         (folder / "ray_token").write_text(secrets.token_hex(32))
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "ray_token"))
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # what is counted is shown sooner
         found = local.up(settings, lambda what: print(what, flush=True))
     up = Cluster(settings, found, settings.cartridges_dir)
     try:

@@ -15,7 +15,7 @@ from kitbash_ray import Kitbash
 from .harness import Cluster
 
 ASKING = ("/v1/query", "/v1/query/stream")
-READING = ("/v1/queries/q_0", "/v1/queries/q_0/events", "/v1/feed", "/v1/layers")
+READING = ("/v1/queries/q_0", "/v1/queries/q_0/events", "/v1/feed", "/v1/layers", "/v1/replicas")
 OPEN = ("/health/live", "/health/ready", "/health/startup", "/docs", "/openapi.json")
 TWO_MIB = 2 << 20
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,7 +11,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from kitbash_ray import Kitbash
+from kitbash_ray import Kitbash, __version__
 from kitbash_ray.types import Answer, Event, Turn, decode
 
 from .conftest import MAX_IN_FLIGHT
@@ -190,6 +191,11 @@ def test_the_layers_are_listed_with_number_device_and_process(client: Kitbash) -
         assert layer["state"] == "ready"
         assert layer["node"]
         assert int(layer["pid"]) > 1
+        assert layer["version"] == __version__
+        assert float(layer["since"]) < time.time()
+    assert {layer["layer"]: layer["device"] for layer in layers} == {
+        "grain": "gpu_1060", "bitnet": "device_b", "cartridge": "device_b", "kobold": "device_c",
+    }  # fmt: skip
 
 
 def test_health_and_the_description_need_no_token(stranger: httpx.Client) -> None:
@@ -207,9 +213,11 @@ def test_the_openapi_document_is_whole(stranger: httpx.Client) -> None:
     assert document["info"]["title"] == "Kitbash"
     assert {path for path in document["paths"] if path.startswith("/v1")} == {
         "/v1/query", "/v1/query/stream", "/v1/queries/{query_id}", "/v1/queries/{query_id}/events",
-        "/v1/queries/{query_id}/feedback", "/v1/feed", "/v1/layers", "/v1/layers/{layer}/adapter",
+        "/v1/queries/{query_id}/feedback", "/v1/feed", "/v1/layers", "/v1/replicas", "/v1/layers/{layer}/adapter",
         "/v1/layers/{layer}/adapter/rollback", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models",
-        "/v1/models/{name}",
+        "/v1/models/{name}", "/v1/queries", "/v1/queue", "/v1/dead-letters", "/v1/dead-letters/{query_id}",
+        "/v1/dead-letters/{query_id}/requeue", "/v1/work/{layer}/claim", "/v1/work/{layer}/{work_id}/result",
+        "/v1/work/{layer}/heartbeat",
     }  # fmt: skip
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)

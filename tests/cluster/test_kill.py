@@ -8,26 +8,22 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import suppress
 
 import httpx
 import psutil
 import pytest
 
 from kitbash_ray import Kitbash
-from kitbash_ray.config import CLUSTER_MARK, child_environment
 from kitbash_ray.errors import KitbashError
 from kitbash_ray.redis_server import RedisServer
-from kitbash_ray.state import read_record, write_record
 from kitbash_ray.types import Answer
 
 from .harness import ATP, SLACK_S, UNKNOWN, Asked, Cluster, asking, eventually, fact_text, naming, processes, stopped
+from .redis_trouble import all_back, without_redis
 
 #: Within this many seconds Ray has a killed actor back.
 BACK_S = 10.0
-#: A call of Redis fails after two seconds (actors.orchestrator.redis_client); a question makes one such wait.
-REDIS_S = 2.0
 ACTORS = ("grain", "bitnet", "cartridge", "kobold")
 
 
@@ -45,10 +41,7 @@ def timeouts_s(cluster: Cluster) -> dict[str, float]:
 def _all_back(cluster: Cluster) -> Iterator[None]:
     """Whatever a test has done, the next one begins with four living layers and a Redis."""
     yield
-    start_redis(cluster)
-    eventually(lambda: all(layer["state"] == "ready" for layer in cluster.layers().values()), 30, "all layers are ready")
-    with Kitbash(settings=cluster.settings) as client:
-        eventually(lambda: client.ask("What is ATP?").recorded, 10, "answers are recorded again")
+    all_back(cluster)
 
 
 @pytest.mark.parametrize("layer", ACTORS)
@@ -61,7 +54,7 @@ def test_a_killed_actor_costs_no_right_answer_and_comes_back(cluster: Cluster, c
         after = eventually(lambda: _new_pid(cluster, layer, before), BACK_S + SLACK_S, f"{layer} is back")
         took = time.monotonic() - killed
         seen = len(unknown.answers)
-        eventually(lambda: len(unknown.answers) > seen + 1, 20, "questions are answered by it")
+        eventually(lambda: any(layer not in a.degraded for _, a in unknown.answers[seen + 1 :]), 20, "it is asked again")
     assert after != before
     assert took < BACK_S, f"{layer} came back after {took:.1f} s"
     assert known.errors == unknown.errors == []
@@ -119,50 +112,24 @@ def test_an_actor_that_stands_still_costs_its_timeout_and_no_more(
         answer = client.ask(UNKNOWN)
         assert client.ask("What is ATP?").answer == fact_text(ATP)
     step = next(step for step in answer.path if step.layer == layer)
-    assert step.outcome == "timeout"
-    assert limit <= step.latency_ms / 1000 + 0.01
-    assert step.latency_ms / 1000 < limit + SLACK_S
+    assert step.outcome in ("timeout", "failed")  # failed: its health was missed before its time was over
+    assert 1 < step.latency_ms / 1000 < limit + SLACK_S
     assert answer.layer == answers
+    assert layer in answer.degraded
     eventually(lambda: client.ask(UNKNOWN).layer == "kobold", 20, "the layer answers again")
 
 
-def redis_process(cluster: Cluster) -> psutil.Process:
-    """The Redis that has the cluster's socket, whoever started it."""
-    found = [
-        process for process in naming(str(RedisServer(cluster.settings.state_dir).socket)) if process.name() == "redis-server"
-    ]
-    assert len(found) == 1, found
-    return found[0]
-
-
-def kill_redis(cluster: Cluster) -> None:
-    process = redis_process(cluster)
-    process.kill()
-    eventually(lambda: not naming(str(RedisServer(cluster.settings.state_dir).socket)), 5, "Redis is gone")
-
-
-def start_redis(cluster: Cluster) -> None:
-    """Start the cluster's Redis if it does not run, and write it down so that `down` ends it."""
-    server = RedisServer(cluster.settings.state_dir)
-    if not naming(str(server.socket)):
-        server.start(child_environment(**{CLUSTER_MARK: cluster.found.id}))
-    record = read_record(cluster.settings)
-    assert record
-    write_record(cluster.settings, replace(record, redis_pid=redis_process(cluster).pid))
-
-
-@contextmanager
-def without_redis(cluster: Cluster, how: str) -> Iterator[None]:
-    """Redis stands still, or is dead and started again at the end."""
-    if how == "stopped":
-        with stopped(redis_process(cluster).pid):
-            yield
-        return
-    kill_redis(cluster)
-    try:
-        yield
-    finally:
-        start_redis(cluster)
+def test_a_layer_that_stands_still_costs_one_question_its_timeout_and_the_next_ones_nothing(
+    cluster: Cluster, client: Kitbash
+) -> None:
+    with stopped(cluster.pid("cartridge")):
+        client.ask(UNKNOWN)
+        took = [next(step.latency_ms for step in client.ask(UNKNOWN).path if step.layer == "cartridge") for _ in range(5)]
+        assert cluster.layers()["cartridge"]["breaker"] != "closed"
+    assert sum(limit >= 1000 for limit in took) <= 2, took  # a trial, or two on a slow machine
+    answer = eventually(lambda: (said := client.ask(UNKNOWN)).degraded == () and said, 10, "the layer is used again")
+    assert {step.layer: step.outcome for step in answer.path}["cartridge"] == "answered"
+    assert cluster.layers()["cartridge"]["breaker"] == "closed"
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
@@ -170,7 +137,7 @@ def test_without_redis_answers_go_on_unrecorded_and_are_recorded_later(cluster: 
     with without_redis(cluster, how):
         began = time.monotonic()
         lost = client.ask(UNKNOWN)
-        assert time.monotonic() - began < sum(timeouts_s(cluster).values()) + 2 * REDIS_S + SLACK_S
+        assert time.monotonic() - began < sum(timeouts_s(cluster).values()) + SLACK_S
         assert (lost.status, lost.recorded) == ("answered", False)
         for _ in range(5):
             answer = client.ask("What is ATP?")

@@ -43,7 +43,7 @@ def _from_it(client: Kitbash) -> bool:
 
 def _in_step(cluster: Cluster) -> bool:
     layers = cluster.layers()
-    return bool(layers["grain"]["version"] == layers["cartridge"]["version"]) and not layers["grain"]["reason"]
+    return bool(layers["grain"]["content"] == layers["cartridge"]["content"]) and not layers["grain"]["reason"]
 
 
 def _retrieved(client: Kitbash) -> list[str]:

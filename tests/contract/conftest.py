@@ -13,14 +13,17 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from actors.orchestrator import redis_client
+from kitbash_ray.blackboard import prefix_of
 from kitbash_ray.calibration import load_calibration
 from kitbash_ray.config import load_settings
 from kitbash_ray.layers.bitnet import BitnetLayer, open_bitnet
 from kitbash_ray.layers.kobold import KoboldLayer, open_kobold
 from kitbash_ray.recorder import Recorder
+from kitbash_ray.redis_client import connect
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.types import Answer, Event, LayerResult, Query, Source
+
+from .redis_servers import Cluster, Sentinels
 
 
 class StoppableRedis:
@@ -51,21 +54,79 @@ def own_redis() -> Iterator[StoppableRedis]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+#: What REDIS_URL may name. A module whose own `redis_kind` has these as params runs over all of them.
+KINDS = ["embedded", "sentinel", "cluster"]
+
+
+@pytest.fixture
+def redis_kind() -> str:
+    return "embedded"
+
+
+@pytest.fixture(scope="session")
+def redis_socket() -> Iterator[str]:
+    """A private Redis of this session. Without a redis-server the tests fail; they do not skip."""
+    folder = Path(tempfile.mkdtemp(prefix="kb", dir="/tmp"))  # short: a socket's path has 107 bytes
+    server = RedisServer(folder)
+    process = psutil.Process(server.start(dict(os.environ)))
+    yield f"unix://{server.socket}"
+    process.terminate()
+    process.wait(10)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def sentinels() -> Iterator[Sentinels]:
+    servers = Sentinels()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[Cluster]:
+    servers = Cluster()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def redis_url(redis_kind: str, redis_socket: str, request: pytest.FixtureRequest) -> str:
+    if redis_kind == "embedded":
+        return redis_socket
+    return str(request.getfixturevalue({"sentinel": "sentinels", "cluster": "redis_cluster"}[redis_kind]).url)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of the session's Redis of that kind, which is empty."""
+    client = connect(redis_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def prefix(redis: Redis) -> str:
+    """How keys begin there."""
+    return prefix_of(redis)
+
+
 OpenRecorder = Callable[..., Recorder]
 
 
 @pytest.fixture
 async def open_recorder(tmp_path: Path) -> AsyncIterator[OpenRecorder]:
     """Open a recorder as the front door does; it is closed at the end."""
-    opened: list[Redis] = []
+    opened: list[Recorder] = []
 
     def opens(url: str, *, level: str = "debug", feed_maxlen: int = 1000, ttl_s: int = 100) -> Recorder:
-        opened.append(redis_client(url))
-        return Recorder(opened[-1], ttl_s=ttl_s, feed_maxlen=feed_maxlen, level=level, spool=tmp_path / "spool.jsonl")
+        spool = tmp_path / "spool"
+        opened.append(Recorder(connect(url), ttl_s=ttl_s, feed_maxlen=feed_maxlen, level=level, spool=spool))
+        return opened[-1]
 
     yield opens
-    for client in opened:
-        await client.aclose()
+    for recorder in opened:
+        await recorder.close()
 
 
 SOURCE = Source("bio", "bio:atp", "ATP carries „energy“ 🦠.", 0.9, "a book")

@@ -6,10 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from msgspec.structs import replace
-from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 
-from actors.orchestrator import redis_client
 from kitbash_ray.blackboard import (
     Blackboard,
     actor_key,
@@ -22,10 +20,19 @@ from kitbash_ray.blackboard import (
 )
 from kitbash_ray.errors import StoreError
 from kitbash_ray.recorder import Recorder
+from kitbash_ray.redis_client import connect, connect_sync
 from kitbash_ray.types import Answer, Event, LayerResult, Query
+
+from .conftest import KINDS
 
 Life = Callable[..., list[Event]]
 OpenRecorder = Callable[..., Recorder]
+
+
+@pytest.fixture(params=KINDS)
+def redis_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
 
 #: The states of a query after each event of its life.
 STATES = ["running"] * 6 + ["answered"]
@@ -139,19 +146,19 @@ def test_nothing_to_record_is_nothing_to_do() -> None:
     assert operations([], level="debug") == b""
 
 
-async def test_actors_are_those_whose_heart_beats(redis: Redis, redis_url: str) -> None:
-    with BlockingRedis.from_url(redis_url) as client:
+async def test_actors_are_those_whose_heart_beats(redis: Redis, redis_url: str, prefix: str) -> None:
+    with connect_sync(redis_url) as client:
         heartbeat(client, "kobold", {"state": "ready", "reason": "„ü“"})
         heartbeat(client, "front_door:1", {"state": "ready"})
     assert await Blackboard(redis).actors() == {
         "kobold": {"state": "ready", "reason": "„ü“"},
         "front_door:1": {"state": "ready"},
     }
-    assert 0 < await redis.ttl(actor_key("kobold")) <= 3
+    assert 0 < await redis.ttl(actor_key("kobold", prefix)) <= 3
 
 
 async def test_a_heartbeat_replaces_the_one_before(redis: Redis, redis_url: str) -> None:
-    with BlockingRedis.from_url(redis_url) as client:
+    with connect_sync(redis_url) as client:
         heartbeat(client, "kobold", {"state": "loading", "model": "m"})
         heartbeat(client, "kobold", {"state": "ready"})
     assert await Blackboard(redis).actors() == {"kobold": {"state": "ready"}}
@@ -174,7 +181,7 @@ async def test_without_any_actor_there_is_none(redis: Redis) -> None:
     ],
 )
 async def test_a_redis_that_is_away_is_a_store_error(read) -> None:
-    client = redis_client("unix:///tmp/kitbash-nothing-here.sock")
+    client = connect("unix:///tmp/kitbash-nothing-here.sock")
     with pytest.raises(StoreError, match="Redis does not answer"):
         await read(Blackboard(client))
     await client.aclose()

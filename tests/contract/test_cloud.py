@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from actors.orchestrator import redis_client
 from kitbash_ray.calibration import load_calibration
 from kitbash_ray.config import load_settings
 from kitbash_ray.errors import ConfigError, LayerUnavailable, StoreError
 from kitbash_ray.layers.cloud import CloudLayer, Price, open_cloud
 from kitbash_ray.ledger import RedisLedger
+from kitbash_ray.redis_client import connect
 from kitbash_ray.testing import ScriptedEngine
 from kitbash_ray.types import Query
 
@@ -26,7 +26,7 @@ QUERY = Query("What is ATP?")
 
 @pytest.fixture
 async def redis(own_redis: StoppableRedis) -> AsyncIterator[Redis]:
-    client = redis_client(own_redis.url)
+    client = connect(own_redis.url)
     yield client
     await client.aclose()
 

@@ -9,21 +9,28 @@ from contextlib import aclosing
 import pytest
 from redis.asyncio import Redis
 
-from actors.orchestrator import redis_client
 from kitbash_ray import feed as module
 from kitbash_ray.errors import StoreError
 from kitbash_ray.feed import Feed
 from kitbash_ray.recorder import Recorder
+from kitbash_ray.redis_client import connect
 from kitbash_ray.types import Event
+
+from .conftest import KINDS
 
 Life = Callable[..., list[Event]]
 OpenRecorder = Callable[..., Recorder]
 
 
+@pytest.fixture(params=KINDS)
+def redis_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
 async def feed(redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Feed]:
     monkeypatch.setattr(module, "BLOCK_MS", 50)
-    client = redis_client(redis_url)
+    client = connect(redis_url)
     yield Feed(client)
     await client.aclose()
 
@@ -93,7 +100,7 @@ async def test_nothing_is_missed_between_two_reads(feed: Feed, redis_url: str, o
 
 
 async def test_two_followers_see_the_same(feed: Feed, redis_url: str, open_recorder: OpenRecorder, life: Life) -> None:
-    other = redis_client(redis_url)
+    other = connect(redis_url)
     following = asyncio.gather(take(feed, 7), take(Feed(other), 7))
     await record(open_recorder(redis_url), life())
     one, two = await asyncio.wait_for(following, 10)
@@ -102,7 +109,7 @@ async def test_two_followers_see_the_same(feed: Feed, redis_url: str, open_recor
 
 
 async def test_a_stop_of_redis_is_a_store_error(own_redis) -> None:
-    client = redis_client(own_redis.url)
+    client = connect(own_redis.url)
     async with aclosing(Feed(client).follow()) as items:
         assert await anext(items) is None
         own_redis.stop()
@@ -113,7 +120,7 @@ async def test_a_stop_of_redis_is_a_store_error(own_redis) -> None:
 
 @pytest.mark.parametrize("after", ["$", "0"])
 async def test_a_redis_that_is_away_is_a_store_error(after: str) -> None:
-    client = redis_client("unix:///tmp/kitbash-nothing-here.sock")
+    client = connect("unix:///tmp/kitbash-nothing-here.sock")
     with pytest.raises(StoreError, match="Redis does not answer"):
         await anext(Feed(client).follow(after))
     await client.aclose()

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from .conftest import ThreeDevices
+from .devices import ThreeDevices
 
 #: Everything here shares the two or more cores of one machine.
 SLACK_S = 20.0

@@ -20,19 +20,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from filelock import FileLock
 
+from . import poor_link
+
 NEEDED = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter", "setpriv", "make")
 #: The host side of a link is called after its host and the bed, in at most 15 letters.
 NAMES = ("a", "b", "c")
 #: The names of a bed hold the number of the process that it belongs to.
-NAMESPACE, LINK, FOLDER = re.compile(r"kb(\d+)[abc]$"), re.compile(r"kb(\d+)([abc][01])?$"), re.compile(r"kbh(\d+)_")
+NAMESPACE, LINK, FOLDER = re.compile(r"kb(\d+)[abc]$"), re.compile(r"kb(\d+)([abc][01][xy]?)?$"), re.compile(r"kbh(\d+)_")
 #: Beds are laid one at a time, so that two do not take the same addresses.
 LOCK = Path("/tmp/kitbash_hosts.lock")
 UP_S = 20.0
@@ -64,30 +66,39 @@ def sh(*command: str) -> str:
 
 @dataclass
 class Host:
-    """A simulated host. `link` is this machine's end of its cable, `init` its first process."""
+    """A simulated host. `link` is this machine's end of its cable to `bridge`, `init` its first process."""
 
     name: str
     address: str
     namespace: str
     link: str
+    bridge: str
     files: Path
     init: subprocess.Popen[bytes]
 
     def cut(self) -> None:
         sh("ip", "link", "set", self.link, "down")
 
-    def disturb(self, *how: str) -> None:
-        """Make the link bad in both directions as `tc netem` says. Raises CalledProcessError where the kernel cannot."""
-        for tc, end in self._ends():
-            sh(*tc, "qdisc", "replace", "dev", end, "root", "netem", *how)
-
-    def calm(self) -> None:
-        for tc, end in self._ends():
-            with suppress(subprocess.CalledProcessError):
-                sh(*tc, "qdisc", "del", "dev", end, "root")
-
-    def _ends(self) -> list[tuple[list[str], str]]:
-        return [(["tc"], self.link), (["tc", "-n", self.namespace], f"{self.link[:-1]}1")]
+    @contextmanager
+    def disturbed(self, delay_ms: float, loss: float) -> Iterator[None]:
+        """Everything to and from the host comes late meanwhile, and a share of it never: see poor_link.py."""
+        near, far = f"{self.link}x", f"{self.link}y"
+        script = [sys.executable, poor_link.__file__]
+        sh("ip", "link", "add", near, "type", "veth", "peer", "name", far)
+        try:
+            poor_link.complete(far)
+            sh("ip", "netns", "exec", self.namespace, *script, "complete", f"{self.link[:-1]}1")
+            sh("ip", "link", "set", near, "up")
+            sh("ip", "link", "set", far, "master", self.bridge, "up")
+            sh("ip", "link", "set", self.link, "nomaster")
+            with subprocess.Popen([*script, self.link, near, str(delay_ms), str(loss)]) as carrier:
+                try:
+                    yield
+                finally:
+                    carrier.kill()
+        finally:
+            sh("ip", "link", "del", near)
+            sh("ip", "link", "set", self.link, "master", self.bridge)
 
     def restore(self) -> None:
         sh("ip", "link", "set", self.link, "up")
@@ -198,7 +209,7 @@ class Bed:
             # With the thread that starts it the host ends, all its processes with it.
             tied = ["setpriv", "--pdeathsig", "KILL"]
             init = subprocess.Popen([*tied, "ip", "netns", "exec", namespace, *isolated], stdout=log, stderr=log)
-        self.hosts[name] = Host(f"device-{name}", address, namespace, link, files, init)
+        self.hosts[name] = Host(f"device-{name}", address, namespace, link, self._bridge, files, init)
 
     def _start(self, name: str, files: Path) -> str:
         quoted = {

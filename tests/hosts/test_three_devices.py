@@ -12,7 +12,7 @@ from tests.cluster.harness import ATP, UNKNOWN, eventually, fact_text
 
 from .asking import BACK_S, CUT_S, SLACK_S, TWO_FACTS, all_ready, asking, outcomes, serves_anew, tell
 from .bed import Host
-from .conftest import DOWN_S, KOBOLD_TIMEOUT_MS, UP_S, ThreeDevices
+from .devices import DOWN_S, KOBOLD_TIMEOUT_MS, UP_S, ThreeDevices
 
 
 def test_each_layer_runs_on_the_device_it_is_pinned_to(devices: ThreeDevices) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kitbash_ray import config
 from kitbash_ray.config import Settings, child_environment, load_settings, no_color, ray_auth
 from kitbash_ray.errors import ConfigError
 
@@ -336,3 +337,12 @@ def test_ray_is_asked_for_a_token_exactly_when_ray_start_would(tmp_path: Path, m
     assert ray_auth() == "token"
     monkeypatch.setenv("RAY_AUTH_MODE", "Disabled")
     assert ray_auth() == "disabled"
+
+
+def test_a_file_that_docker_mounts_as_a_secret_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "SECRETS", tmp_path)
+    (tmp_path / "redis_password").write_text("from a file\n")
+    (tmp_path / "ray_token").write_text("no setting of ours")
+    assert load_settings().redis_password == "from a file"
+    monkeypatch.setenv("REDIS_PASSWORD", "from the environment")
+    assert load_settings().redis_password == "from the environment"

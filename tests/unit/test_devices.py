@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kitbash_ray.devices import Device, Devices, cluster_settings, own_addresses, read_devices, redis_password_file
+from kitbash_ray.devices import Device, Devices, cluster_settings, own_addresses, read_devices, redis_password_file, resolved
 from kitbash_ray.errors import ConfigError
 
 THREE = """
@@ -73,6 +73,17 @@ def test_a_machine_finds_itself_by_any_of_its_addresses(tmp_path: Path) -> None:
         pytest.skip("this machine has no address but the loopback's")
     there = Device(sorted(own)[0], ("device_b",), head=False)
     assert Devices(tmp_path, (Device("203.0.113.7", (), head=True), there), {}).here() == there
+
+
+def test_a_device_may_be_given_by_its_name() -> None:
+    assert resolved("localhost") == "127.0.0.1"
+    assert resolved("no-such-host.invalid") == "no-such-host.invalid"
+
+
+def test_with_a_redis_of_its_own_a_cluster_is_reached_at_its_head_all_the_same(tmp_path: Path) -> None:
+    given = {"kitbash_state_dir": str(tmp_path), "redis_host": "redis"}
+    settings = cluster_settings(Devices(tmp_path / "cluster.yaml", (Device("head", ("gpu_1060",), head=True),), given))
+    assert (settings.url, settings.resolved_redis_url) == ("http://head:8000", "redis://redis:6379/0")
 
 
 def test_the_settings_of_a_cluster_are_those_of_its_file_and_the_heads_redis(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_nothing_is_wrong_with_two_nodes_that_are_alike() -> None:
         (replace(THERE, kitbash="0.0.9"), "kitbash version"),
         (replace(THERE, skew_s=-3.0), "clock"),
         (replace(THERE, free_bytes=1 << 20), "disk"),
-        (replace(THERE, redis_problem="refuses the password: WRONGPASS"), "redis"),
+        (replace(THERE, redis_problem="Redis is full", redis_remedy="Raise its `maxmemory`."), "redis"),
     ],
 )
 def test_a_fault_of_another_node_is_found_there(facts: Facts, check: str) -> None:
@@ -91,5 +91,6 @@ def test_a_token_that_others_can_read_is_found(tmp_path: Path, monkeypatch: pyte
 
 def test_a_redis_that_is_not_there_is_a_problem_of_the_node(tmp_path: Path) -> None:
     facts = look(load_settings(kitbash_state_dir=tmp_path, kitbash_cache_dir=tmp_path / "none" / "yet"))
-    assert facts.redis_problem.startswith("there is no ")
+    assert facts.redis_problem.startswith("Redis does not answer")
+    assert facts.redis_remedy
     assert facts.free_bytes > 0

@@ -12,8 +12,10 @@ from kitbash_ray import types
 from kitbash_ray.types import (
     Answer,
     Chat,
+    DeadLetter,
     Event,
     Generation,
+    Job,
     LayerResult,
     Message,
     Query,
@@ -28,19 +30,22 @@ from kitbash_ray.types import (
 
 SOURCE = Source("bio", "bio:atp", "ATP „carries“ energy 🦠.", 0.9, "a book", "2")
 QUERY = Query(
-    'What is\n"ATP"? 🦠 \'; --', "q_1", (Turn("user", "hi"), Turn("assistant", "")), ("fiction",), ("bio",), 0.01, 2.5, 1.25
-)
+    'What is\n"ATP"? 🦠 \'; --', "q_1", (Turn("user", "hi"), Turn("assistant", "")), ("fiction",), ("bio",), 0.01, 2.5, 1.25,
+    attempt=2,
+)  # fmt: skip
 RESULT = LayerResult("grain", "answered", "text", 0.1, 0.2, (SOURCE, SOURCE), "why", 1.5)
 STEP = Step("grain", "timeout", 0.5, 1.0, "late")
 ANSWER = Answer("q_1", "?", "answered", "yes", "grain", 0.9, (SOURCE,), (STEP,), 3.0, "why", "maybe", "fixed/x", True)
-EVENT = Event("q_1", 3, 1.5, "layer.finished", "grain", QUERY, RESULT, "delta", "why", ANSWER)
+EVENT = Event("q_1", 3, 1.5, "layer.finished", "grain", QUERY, RESULT, "delta", "why", ANSWER, attempt=2)
+JOB = Job(QUERY, "http://localhost/told", "digest")
+LETTER = DeadLetter("q_1", "why", 3, 1.5, JOB, 4)
 
 MESSAGE = Message("assistant", "", ({"id": "call_1", "function": {"name": "look", "arguments": "{}"}},), "call_1")
 USAGE = Usage(10, 3)
 CHAT = Chat((MESSAGE,), 5, 0.5, 0.9, 7, ("\n",), {"type": "object"}, ({"type": "function"},), "auto")
 GENERATION = Generation(USAGE, "length", 1.5, ({"id": "call_1"},), 0.01)
 
-FULL = [SOURCE, QUERY, RESULT, STEP, ANSWER, EVENT, Turn("user", "hi"), MESSAGE, USAGE, CHAT, GENERATION]
+FULL = [SOURCE, QUERY, RESULT, STEP, ANSWER, EVENT, Turn("user", "hi"), MESSAGE, USAGE, CHAT, GENERATION, JOB, LETTER]
 BARE = [
     Source("bio", "bio:atp", "", 0.0),
     Query("x"),

@@ -1,0 +1,62 @@
+"""Whether a layer is worth asking: a circuit breaker for each, so that a dead one costs one timeout and not one per question.
+
+    closed     every question is let through
+    open       none is, for a delay that doubles with each failed trial
+    half-open  the delay is over: one question is let through as a trial, and its end decides
+
+Only silence counts: a layer that took all of its time, or that was not there. What a layer says,
+be it an error, says that it lives. Not here: who is asked instead (policy.py, replicas.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+State = Literal["closed", "open", "half-open"]
+
+#: Seconds until the first trial, and the most between two: a device that is back is asked again within ten.
+FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 4.0
+
+
+class Breaker:
+    """The breaker of one layer. Belongs to one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._delay = 0.0
+        self._trial_at = 0.0
+        self._trying = False
+        #: Why the layer is not asked, None while it is.
+        self.reason: str | None = None
+
+    @property
+    def state(self) -> State:
+        if self.reason is None:
+            return "closed"
+        return "half-open" if self._trying or self._clock() >= self._trial_at else "open"
+
+    def admits(self) -> bool:
+        """Whether a question may go to the layer. If so, one of the three calls below has to follow."""
+        if self.reason is None:
+            return True
+        if self._trying or self._clock() < self._trial_at:
+            return False
+        self._trying = True
+        return True
+
+    def succeeded(self) -> None:
+        """The layer said something."""
+        self.reason, self._delay, self._trying = None, 0.0, False
+
+    def failed(self, reason: str) -> None:
+        """The layer was silent. Questions that were let through before it opened change nothing."""
+        if self.reason is None or self._trying:
+            self._delay = min(2 * self._delay, LONGEST_DELAY_S) or FIRST_DELAY_S
+            self._trial_at = self._clock() + self._delay
+            self.reason, self._trying = reason, False
+
+    def released(self) -> None:
+        """Nobody waited for the end: that says nothing about the layer."""
+        self._trying = False
