@@ -207,9 +207,11 @@ def test_the_command_line_queues_and_shows_the_answer(cluster: Cluster) -> None:
 
 
 def test_the_command_line_says_what_is_missing(cluster: Cluster) -> None:
-    with stopped(cluster.pid("kobold")):
-        query_id = cluster.command("ask", "--later", UNKNOWN).stdout.strip()
+    query_id = "q_0000000000000001"
+    with redis.Redis.from_url(cluster.settings.resolved_redis_url) as board:
+        board.hset(query_key(query_id), mapping={"state": "queued", "text": "x", "asked_at": "0"})
         early = cluster.command("result", query_id)
+        board.delete(query_key(query_id))
     assert early.returncode == 7
     assert early.stderr.startswith(f"kitbash: The question {query_id} is still ")
     assert cluster.command("ask", "--later", "--mode", "direct", "x").returncode == 2
