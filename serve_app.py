@@ -50,7 +50,7 @@ FEED_POSITION = re.compile(r"\$|\d{1,15}(-\d{1,15})?", re.ASCII)
 
 def build_http(orchestrator: Orchestrator, settings: Settings, token: str) -> ASGIApp:
     """The routes over `orchestrator` as an ASGI application."""
-    http = FastAPI(title="Kitbash", version=__version__, redoc_url=None, description=__doc__)
+    http = FastAPI(title="Kitbash", version=__version__, redoc_url=None, redirect_slashes=False, description=__doc__)
     http.router.route_class = PlainRoute
     add_questions(http, orchestrator, settings.kitbash_max_in_flight)
     add_chat(http, orchestrator, settings.kitbash_max_in_flight)

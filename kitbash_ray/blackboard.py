@@ -7,6 +7,7 @@
     kitbash:query:{id}:events        stream              that query's events           24 h
     kitbash:feed                     stream, capped      every event                   cap
     kitbash:actor:{name}             hash                heartbeat                     3 heartbeats
+    kitbash:actors                   set                 names of those that beat      1 h after the last
     kitbash:cost:{day}               string, dollars     what layer 5 cost on a day    2 days
     kitbash:queue                    stream + group      queries to answer later       until acked
     kitbash:idempotency:{digest}     hash                query id of a key, its body   as long as the query
@@ -23,7 +24,7 @@ what record.lua does with it. Not here: when it is written (recorder.py) and the
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +42,8 @@ CALLED_OFF = PREFIX + "called-off"
 DOWN = PREFIX + "down"
 #: Seconds between two heartbeats, and after how many missed ones an actor counts as gone.
 HEARTBEAT_S, HEARTBEATS_MISSED = 1.0, 3
+#: Seconds that the names of actors stay when none beats.
+NAMES_KEPT_S = 3600
 RECORD_SCRIPT = Path(__file__).with_name("record.lua")
 
 #: The levels of DIAGNOSTIC_LEVEL, the noisiest first.
@@ -101,6 +104,11 @@ def feed_key(prefix: str = PREFIX) -> str:
 
 def actor_key(name: str, prefix: str = PREFIX) -> str:
     return f"{prefix}actor:{name}"
+
+
+def actors_key(prefix: str = PREFIX) -> str:
+    """The names of actors that have beaten: looking for their keys among those of all queries would take seconds."""
+    return f"{prefix}actors"
 
 
 def cost_key(day: str, prefix: str = PREFIX) -> str:
@@ -231,13 +239,19 @@ class Blackboard:
 
     async def actors(self) -> dict[str, dict[str, str]]:
         """The heartbeats of all living actors by name."""
-        found = {}
-        for key in await answer_of(self._scan(actor_key("*", self._prefix))):
-            fields = await answer_of(self._redis.hgetall(key))
-            if fields:
-                name = key.decode().removeprefix(actor_key("", self._prefix))
-                found[name] = {field.decode(): value.decode() for field, value in fields.items()}
-        return found
+        known = actors_key(self._prefix)
+        names = sorted(name.decode() for name in await answer_of(cast(Awaitable[set[bytes]], self._redis.smembers(known))))
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hgetall(actor_key(name, self._prefix))
+            beats = await answer_of(pipe.execute()) if names else []
+        if gone := [name for name, beat in zip(names, beats, strict=True) if not beat]:
+            await answer_of(self._redis.srem(known, *gone))  # one that comes back says so every second
+        return {
+            name: {field.decode(): value.decode() for field, value in beat.items()}
+            for name, beat in zip(names, beats, strict=True)
+            if beat
+        }
 
     async def call_off(self, query_id: str) -> None:
         """Tell every front-door replica that this question is to be cancelled."""
@@ -252,9 +266,6 @@ class Blackboard:
                 message = await answer_of(channel.get_message(ignore_subscribe_messages=True, timeout=1.0))
                 if message:
                     yield message["data"].decode()
-
-    async def _scan(self, pattern: str) -> list[bytes]:
-        return [key async for key in self._redis.scan_iter(match=pattern, count=100)]
 
     async def ping(self) -> None:
         await answer_of(self._redis.ping())
@@ -273,6 +284,8 @@ def add_heartbeat(pipe: Any, name: str, fields: Mapping[str, str], prefix: str =
     pipe.delete(key)
     pipe.hset(key, mapping=dict(fields))
     pipe.expire(key, int(HEARTBEAT_S * HEARTBEATS_MISSED))
+    pipe.sadd(actors_key(prefix), name)
+    pipe.expire(actors_key(prefix), NAMES_KEPT_S)
 
 
 def probe(redis: Any) -> None:

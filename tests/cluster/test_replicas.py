@@ -32,6 +32,7 @@ def pair(_clean_session: None) -> Iterator[Cluster]:
         kobold_max_tokens=4,
         cartridge_resource="device_b, device_c",
         bitnet_auto_spawn=False,
+        cartridge_timeout=20_000,  # the tests ask at once while a replica loads, on two cores
     )
     found = local.up(settings, lambda what: print(what, flush=True))
     try:

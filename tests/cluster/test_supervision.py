@@ -145,7 +145,7 @@ def test_the_metrics_endpoint_counts_exactly_what_was_asked(cluster: Cluster, cl
 
 def test_a_question_that_is_given_up_is_counted_as_cancelled(cluster: Cluster) -> None:
     key = ("kitbash_queries_total", "none cancelled")
-    before = measured(cluster).get(key, 0)
+    before = settled(cluster).get(key, 0)
     chat = {"model": "kitbash/kobold", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3000, "stream": True}
     with cluster.http() as http, http.stream("POST", "/v1/chat/completions", json=chat) as reply:
         next(reply.iter_lines())

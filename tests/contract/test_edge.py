@@ -324,6 +324,7 @@ async def test_every_key_of_the_work_ends_by_itself(stream: WorkStream, redis: R
     keys = [key.decode() for key in await redis.keys("*")]
     assert sorted(keys) == [
         "kitbash:actor:edge:bitnet:a",
+        "kitbash:actors",
         "kitbash:work:bitnet",
         "kitbash:work:bitnet:workers",
         "kitbash:work:results:me",
