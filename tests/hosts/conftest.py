@@ -11,6 +11,8 @@ from .bed import missing
 from .devices import ThreeDevices, three_devices
 
 HERE = Path(__file__).parent
+#: What `make test` leaves to `make test-hosts`: one fault after the other, some minutes of them.
+LONG = HERE / "test_faults.py"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -18,6 +20,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in ours:
         item.add_marker(pytest.mark.hosts)
         item.add_marker(pytest.mark.timeout(900))
+    if config.option.markexpr != "hosts":
+        config.hook.pytest_deselected(items=[item for item in ours if item.path == LONG])
+        ours = [item for item in ours if item.path != LONG]
     if ours and (why := missing()):  # one line says it, not one for each
         ours[0].add_marker(pytest.mark.skip(f"tests/hosts: {why}"))
         config.hook.pytest_deselected(items=ours[1:])
