@@ -13,15 +13,16 @@ from kitbash_ray.config import CLUSTER_MARK, child_environment
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.state import read_record, write_record
 
-from .harness import Cluster, eventually, naming, stopped
+from .harness import UNKNOWN, Cluster, eventually, naming, stopped
 
 
 def all_back(cluster: Cluster) -> None:
-    """Have four living layers and a Redis again."""
+    """Have four living layers, each of them admitted, and a Redis again."""
     start_redis(cluster)
     eventually(lambda: all(layer["state"] == "ready" for layer in cluster.layers().values()), 30, "all layers are ready")
     with Kitbash(settings=cluster.settings) as client:
         eventually(lambda: client.ask("What is ATP?").recorded, 10, "answers are recorded again")
+        eventually(lambda: not client.ask(UNKNOWN).degraded, 20, "no breaker is open")
 
 
 def redis_process(cluster: Cluster) -> psutil.Process:
