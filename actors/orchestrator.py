@@ -142,7 +142,7 @@ class Orchestrator:
         answer = Answer(query.id, query.text, status, reason=reason)
         last = (query.attempt + 1) * ATTEMPT_EVENTS - 1  # after every event that the cascade has numbered
         event = Event(query.id, last, time.time(), "query.finished", answer=answer, attempt=query.attempt)
-        self.recorder.append(event)
+        self._record(event)
         return event
 
     def cartridges(self) -> tuple[str, ...]:

@@ -131,7 +131,8 @@ class Kitbash:
     ) -> Iterator[Event]:
         """Every event of all questions from now on (`after="0"`: from the oldest kept). Ends only without `follow`.
 
-        When Redis goes away, `interrupted` is told why, and the feed goes on where it was when Redis is back.
+        When Redis goes away, `interrupted` is told why, and the feed goes on where it was when Redis is back. What a
+        Redis that died had not written to its disk yet may come twice.
         """
         begun = told = False
         while True:

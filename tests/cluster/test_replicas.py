@@ -57,6 +57,8 @@ def test_each_resource_that_is_named_has_a_replica_and_one_that_dies_costs_no_an
             gone = len(asked.answers)
             eventually(lambda gone=gone: len(asked.answers) > gone + 2, 30, "questions are answered by the other")
             eventually(lambda name=name: replicas(pair).get(name, before[name]) != before[name], 20, f"{name} is back")
+            back = len(asked.answers)  # the front door asks for its health once a second
+            eventually(lambda back=back: len(asked.answers) > back + 20, 30, "the front door knows that it is back")
     assert asked.errors == []
     steps = [step for _, answer in asked.answers for step in answer.path if step.layer == "cartridge"]
     assert {step.outcome for step in steps} <= {"answered", "abstained"}, [
