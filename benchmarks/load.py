@@ -135,6 +135,8 @@ class Load:
         ends: Counter[str] = Counter()
         with httpx.Client(base_url=self._url, headers=self._headers, timeout=ANSWER_S, trust_env=False) as http:
             for event in _events(http, position):
+                if "kind" not in event:
+                    raise RuntimeError(f"the feed broke off: {event}")
                 if event["kind"] == "query.finished":
                     ends[event["query_id"]] += 1
         return [query_id for query_id, times in ends.items() if times > 1 and query_id in ours]
