@@ -42,6 +42,7 @@ KINDS = (
     Known("What is the default port of Redis and of the Ray dashboard?", "cartridge"),
     Known("Who won the 1998 football World Cup?", "kobold"),
 )
+LAYERS = ("grain", "bitnet", "cartridge", "kobold")
 MIX = (*(KINDS[0],) * 8, KINDS[1], KINDS[2])
 SETTINGS = {"kitbash_replicas": 2, "kobold_max_tokens": 4, "kobold_timeout": 4000}
 #: Seconds of load before a fault, that a fault lasts, and within which all has to be normal again.
@@ -177,9 +178,6 @@ def amiss(devices: ThreeDevices) -> str:
     return "; ".join(wrong)
 
 
-LAYERS = ("grain", "bitnet", "cartridge", "kobold")
-
-
 def until_normal(devices: ThreeDevices, since: float) -> tuple[float, str]:
     """Seconds from `since` until all is normal and stays so for a while, and what came right last."""
     steady, last = None, "nothing was noticed"
@@ -205,12 +203,6 @@ def suffer(devices: ThreeDevices, fault: Fault, load: Load) -> tuple[Traffic, fl
     return traffic, struck, recovery_s, last
 
 
-@contextmanager
-def token_of(devices: ThreeDevices) -> Iterator[str]:
-    with devices.http() as http:
-        yield str(http.headers["authorization"]).removeprefix("Bearer ")
-
-
 def chosen_faults(only: str | None) -> Sequence[Fault]:
     wanted = [name.strip() for name in only.split(",")] if only else [fault.name for fault in FAULTS]
     known = {fault.name: fault for fault in FAULTS}
@@ -230,14 +222,14 @@ def main() -> None:
     if why := missing():
         sys.exit(f"This benchmark cannot run here: {why}.")
     reports = {fault.name: Report() for fault in faults}
-    with three_devices(**SETTINGS) as devices, token_of(devices) as token:
-        load = Load(f"http://{devices.a.address}:8000", token, MIX, options.rate)
+    with three_devices(**SETTINGS) as devices:
+        load = Load(devices.url, devices.token, MIX, options.rate)
         for fault in faults:
             for number in range(1 if options.quick else options.times):
                 try:
                     traffic, struck, recovery_s, last = suffer(devices, fault, load)
                 except (RuntimeError, subprocess.CalledProcessError) as error:
-                    print(f"{fault.name}: cannot be done here: {error}", flush=True)
+                    print(f"{fault.name}: given up: {error}", flush=True)
                     break
                 reports[fault.name].add(traffic, struck, recovery_s)
                 failures = dict(traffic.failures()) or "no failure"

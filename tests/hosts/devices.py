@@ -97,10 +97,16 @@ class ThreeDevices:
         ]
         return subprocess.run([*enter, "bash", "-c", command], capture_output=True, text=True, timeout=180, check=False)
 
+    @property
+    def url(self) -> str:
+        return f"http://{self.a.address}:8000"
+
+    @property
+    def token(self) -> str:
+        return (self.a.files / "home/.local/state/kitbash/token").read_text()
+
     def http(self) -> httpx.Client:
-        token = (self.a.files / "home/.local/state/kitbash/token").read_text()
-        headers = {"Authorization": f"Bearer {token}"}
-        return httpx.Client(base_url=f"http://{self.a.address}:8000", headers=headers, timeout=60, trust_env=False)
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.token}"}, timeout=60, trust_env=False)
 
     def layers(self) -> dict[str, dict[str, Any]]:
         with self.http() as http:
