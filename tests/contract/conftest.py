@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,12 +19,15 @@ from kitbash_ray.calibration import load_calibration
 from kitbash_ray.config import load_settings
 from kitbash_ray.layers.bitnet import BitnetLayer, open_bitnet
 from kitbash_ray.layers.kobold import KoboldLayer, open_kobold
+from kitbash_ray.queue import Queue
 from kitbash_ray.recorder import Recorder
 from kitbash_ray.redis_client import connect
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.types import Answer, Event, LayerResult, Query, Source
 
+from .queued import OpenQueue
 from .redis_servers import Cluster, Sentinels
+from .work_front_door import FrontDoor
 
 
 class StoppableRedis:
@@ -162,3 +166,29 @@ def bitnet(tiny_gguf: Path) -> BitnetLayer:
 @pytest.fixture
 def kobold(tiny_gguf: Path) -> KoboldLayer:
     return open_kobold(load_settings(kobold_model=tiny_gguf, kobold_max_tokens=8), load_calibration())
+
+
+@pytest.fixture
+async def door(redis: Redis, redis_url: str, open_recorder: Any, tmp_path: Path) -> AsyncIterator[FrontDoor]:
+    found = FrontDoor(tmp_path / "front", redis_url, open_recorder(redis_url), ("bitnet", "kobold"))
+    await found.start()
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+async def open_queue(redis: Redis, redis_url: str) -> AsyncIterator[OpenQueue]:
+    clients: list[Redis] = []
+
+    def opens(url: str = redis_url, *, length: int = 100, lease_s: float = 10.0) -> Queue:
+        clients.append(connect(url))
+        return Queue(clients[-1], length=length, ttl_s=100, lease_s=lease_s)
+
+    yield opens
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.fixture
+def queue(open_queue: OpenQueue) -> Queue:
+    return open_queue()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,10 @@ from kitbash_ray.replicas import StreamingReplicas
 from kitbash_ray.types import LayerResult, Query, Turn
 from kitbash_ray.work import WorkStream
 from kitbash_ray.work_types import BeatIn, Work
+
+from .waiting import until as waited_for
+
+until = partial(waited_for, seconds=5)
 
 FOUND = LayerResult("bitnet", "answered", text="found", confidence=0.9)
 EARLIER = LayerResult("grain", "abstained", reason="nothing near")
@@ -58,18 +63,6 @@ async def open_edge(redis_url: str) -> AsyncIterator[Callable[..., EdgeMember]]:
 
 def beat(worker: str, *working: str, **changes: Any) -> BeatIn:
     return BeatIn(worker=worker, version="1", calibration="c", working=working, **changes)
-
-
-async def until(look: Callable[[], Any | Awaitable[Any]], what: str) -> Any:
-    """The first true value of `look`."""
-    for _ in range(500):
-        found = look()
-        if asyncio.iscoroutine(found):
-            found = await found
-        if found:
-            return found
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"never: {what}")
 
 
 async def connected(stream: WorkStream, *workers: str) -> None:

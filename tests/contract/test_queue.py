@@ -1,94 +1,21 @@
-"""The queue in a real Redis: who works on what, what is refused, and that each query ends once."""
+"""The queue in a real Redis: who works on what, for how long, and what becomes of a query that is given up."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
-from actors.orchestrator import Orchestrator
-from kitbash_ray import recorder as recorder_module
-from kitbash_ray.blackboard import Blackboard, dead_letters_key, events_key, feed_key, query_key, queue_key
-from kitbash_ray.cascade import Cascade
+from kitbash_ray.blackboard import Blackboard, dead_letters_key, events_key, query_key, queue_key
 from kitbash_ray.errors import StoreError
-from kitbash_ray.feed import Feed
-from kitbash_ray.policy import Asked
 from kitbash_ray.queue import MAX_DEAD, Counts, Lease, Queue, digest
 from kitbash_ray.recorder import Recorder
-from kitbash_ray.redis_client import connect
-from kitbash_ray.testing import EchoLayer
-from kitbash_ray.types import ATTEMPT_EVENTS, Answer, Event, Job, LayerResult, Query, decode, encode
+from kitbash_ray.types import Job, Query
 
-OpenRecorder = Callable[..., Recorder]
-OpenQueue = Callable[..., Queue]
-
-JOB = Job(Query("What is ATP?", id="q_1"))
-#: A term so short that tests see it run out.
-SHORT_S = 0.05
-
-
-@pytest.fixture
-async def open_queue(redis: Redis, redis_url: str) -> AsyncIterator[OpenQueue]:
-    clients: list[Redis] = []
-
-    def opens(url: str = redis_url, *, length: int = 100, lease_s: float = 10.0) -> Queue:
-        clients.append(connect(url))
-        return Queue(clients[-1], length=length, ttl_s=100, lease_s=lease_s)
-
-    yield opens
-    for client in clients:
-        await client.aclose()
-
-
-@pytest.fixture
-def queue(open_queue: OpenQueue) -> Queue:
-    return open_queue()
-
-
-async def claimed(queue: Queue, consumer: str = "w-1") -> Lease:
-    """What `consumer` gets, once a term that runs out has done so."""
-    for _ in range(5):
-        if lease := await queue.claim(consumer):
-            return lease
-    raise AssertionError("nothing could be claimed")
-
-
-def finish(attempt: int, text: str = "yes", status: str = "answered") -> Event:
-    answer = Answer("q_1", "What is ATP?", status, text)  # type: ignore[arg-type]
-    return Event("q_1", attempt * ATTEMPT_EVENTS + 5, 5.0, "query.finished", answer=answer, attempt=attempt)
-
-
-def life_of(attempt: int, text: str = "yes") -> list[Event]:
-    """The events of one attempt, as the cascade numbers them."""
-    query = Query("What is ATP?", id="q_1", asked_at=1.0, attempt=attempt)
-    first = attempt * ATTEMPT_EVENTS
-    return [
-        Event("q_1", first, 1.0, "query.received", query=query, attempt=attempt),
-        Event("q_1", first + 1, 2.0, "layer.started", layer="kobold", query=query, attempt=attempt),
-        Event("q_1", first + 2, 3.0, "layer.finished", result=LayerResult("kobold", "answered", text=text), attempt=attempt),
-        finish(attempt, text),
-    ]
-
-
-async def record(recorder: Recorder, *events: Event) -> None:
-    for event in events:
-        recorder.append(event)
-    await recorder.flush()
-
-
-async def finishes(redis: Redis) -> list[Event]:
-    """The ends of q_1, after making sure that its own stream and the feed have the same ones."""
-    found = []
-    for stream in (events_key("q_1"), feed_key()):
-        events = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(stream)]
-        found.append([event for event in events if event.kind == "query.finished"])
-    assert found[0] == found[1]
-    return found[0]
+from .queued import JOB, SHORT_S, OpenQueue, OpenRecorder, claimed, finish, life_of, record
 
 
 async def test_a_submitted_query_is_queued_and_lives_until_it_is_settled(redis: Redis, queue: Queue) -> None:
@@ -252,125 +179,6 @@ async def test_the_time_that_a_query_waits_is_not_taken_from_its_own(queue: Queu
     assert 0 < query.deadline_s - (time.time() - query.asked_at) <= 2.0
 
 
-# Fencing: what record.lua refuses
-
-
-async def two_attempts(queue: Queue) -> tuple[int, int]:
-    """The numbers of an attempt that has lost its query, and of the one that has it now."""
-    await queue.submit(JOB)
-    first = await claimed(queue, "w-1")
-    second = await claimed(queue, "w-2")
-    return first.attempt, second.attempt
-
-
-async def test_everything_of_a_stale_attempt_is_refused(
-    redis: Redis, redis_url: str, open_queue: OpenQueue, open_recorder: OpenRecorder
-) -> None:
-    stale, current = await two_attempts(open_queue(lease_s=SHORT_S))
-    before = {key: await redis.dump(key) for key in await redis.keys()}
-    await record(open_recorder(redis_url), *life_of(stale, "stale"))
-    assert {key: await redis.dump(key) for key in await redis.keys()} == before
-    await record(open_recorder(redis_url), *life_of(current, "current"))
-    assert await Blackboard(redis).events("q_1") == life_of(current, "current")
-    assert await finishes(redis) == [finish(current, "current")]
-
-
-@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "one by one"])
-async def test_events_of_two_attempts_in_any_order_leave_one_end(
-    together: bool, redis: Redis, redis_url: str, open_queue: OpenQueue, open_recorder: OpenRecorder
-) -> None:
-    stale, current = await two_attempts(open_queue(lease_s=SHORT_S))
-    recorder = open_recorder(redis_url)
-    mixed = [event for pair in zip(life_of(current, "current"), life_of(stale, "stale"), strict=True) for event in pair]
-    for event in mixed:
-        recorder.append(event)
-        if not together:
-            await recorder.flush()
-    await recorder.flush()
-    assert await finishes(redis) == [finish(current, "current")]
-    state = await Blackboard(redis).query("q_1")
-    assert state is not None
-    assert state.answer is not None
-    assert state.answer.answer == "current"
-
-
-async def test_what_an_attempt_did_before_it_lost_its_query_stays_and_the_next_goes_behind(
-    redis: Redis, redis_url: str, open_queue: OpenQueue, open_recorder: OpenRecorder
-) -> None:
-    queue, recorder = open_queue(lease_s=SHORT_S), open_recorder(redis_url)
-    await queue.submit(JOB)
-    first = await claimed(queue, "w-1")
-    await record(recorder, *life_of(first.attempt)[:2])
-    second = await claimed(queue, "w-2")
-    await record(recorder, *life_of(first.attempt)[2:], *life_of(second.attempt))
-    assert await Blackboard(redis).events("q_1") == [*life_of(first.attempt)[:2], *life_of(second.attempt)]
-
-
-@pytest.mark.parametrize("late", [finish(2, "again"), finish(2, status="cancelled"), life_of(2)[0]], ids=lambda e: e.kind)
-async def test_nothing_comes_after_the_end(
-    late: Event, redis: Redis, redis_url: str, queue: Queue, open_recorder: OpenRecorder
-) -> None:
-    await queue.submit(JOB)
-    assert (await claimed(queue)).attempt == 2
-    recorder = open_recorder(redis_url)
-    later = replace(late, seq=late.seq + 100)
-    await record(recorder, *life_of(2), later)
-    await record(recorder, later)
-    assert await Blackboard(redis).events("q_1") == life_of(2)
-    assert await redis.hget(query_key("q_1"), "state") == b"answered"
-
-
-async def test_events_of_other_queries_in_the_same_batch_are_written(
-    redis: Redis, redis_url: str, open_queue: OpenQueue, open_recorder: OpenRecorder, life: Callable[..., list[Event]]
-) -> None:
-    stale, current = await two_attempts(open_queue(lease_s=SHORT_S))
-    await record(open_recorder(redis_url), *life("q_2"), *life_of(stale), *life("q_3"), *life_of(current), *life("q_4"))
-    written = [decode(Event, fields[b"event"]) for _, fields in await redis.xrange(feed_key())]
-    assert written == [*life("q_2"), *life("q_3"), *life_of(current), *life("q_4")]
-    assert [await redis.hget(query_key(f"q_{n}"), "state") for n in range(1, 5)] == [b"answered"] * 4
-
-
-async def test_a_stale_attempt_in_the_spool_is_refused_when_it_is_replayed(
-    redis: Redis, redis_url: str, open_queue: OpenQueue, open_recorder: OpenRecorder, tmp_path: Path
-) -> None:
-    stale, current = await two_attempts(open_queue(lease_s=SHORT_S))
-    (tmp_path / "spool").mkdir()
-    left = tmp_path / "spool" / "1-1.jsonl"
-    left.write_bytes(b"".join(encode(event) + b"\n" for event in life_of(stale, "stale")))
-    recorder = open_recorder(redis_url)
-    await record(recorder, *life_of(current, "current"))
-    await recorder.caught_up()
-    assert not left.exists()
-    assert await Blackboard(redis).events("q_1") == life_of(current, "current")
-    assert await finishes(redis) == [finish(current, "current")]
-
-
-async def test_an_attempt_that_was_spooled_ends_its_query_once_redis_is_back(
-    own_redis, open_queue: OpenQueue, open_recorder: OpenRecorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recorder_module, "RETRY_S", 0.0)
-    queue, recorder = open_queue(own_redis.url), open_recorder(own_redis.url)
-    await queue.submit(JOB)
-    lease = await claimed(queue)
-    own_redis.stop()
-    await record(recorder, *life_of(lease.attempt))
-    own_redis.start()
-    await recorder.caught_up()
-    async with Redis.from_url(own_redis.url) as redis:
-        assert await finishes(redis) == [finish(lease.attempt)]
-    assert await queue.renew(lease)  # its term outlives the restart
-
-
-async def test_a_query_that_is_worked_on_does_not_expire(
-    redis: Redis, redis_url: str, queue: Queue, open_recorder: OpenRecorder
-) -> None:
-    await queue.submit(JOB)
-    lease = await claimed(queue)
-    await record(open_recorder(redis_url), *life_of(lease.attempt))
-    assert await redis.ttl(query_key("q_1")) == -1
-    assert 0 < await redis.ttl(events_key("q_1")) <= 100
-
-
 # Dead letters
 
 
@@ -458,20 +266,3 @@ async def test_there_are_never_too_many_dead_letters(queue: Queue, redis: Redis)
 async def test_a_redis_that_is_away_is_a_store_error(use, open_queue: OpenQueue) -> None:
     with pytest.raises(StoreError, match="Redis does not answer"):
         await use(open_queue("unix:///tmp/kitbash-nothing-here.sock"))
-
-
-async def test_the_cascade_numbers_the_events_of_an_attempt_behind_those_before(
-    redis: Redis, redis_url: str, open_queue: OpenQueue, open_recorder: OpenRecorder
-) -> None:
-    queue = open_queue(lease_s=SHORT_S)
-    cascade = Cascade((EchoLayer("grain"),), Asked(), timeouts_s={})
-    orchestrator = Orchestrator(cascade, open_recorder(redis_url), Blackboard(redis), Feed(redis))
-    await queue.submit(Job(replace(JOB.query, layers=("grain",))))
-    await claimed(queue, "w-1")
-    lease = await claimed(queue, "w-2")
-    answer = await orchestrator.ask(lease.query)
-    await orchestrator.recorder.flush()
-    events = await Blackboard(redis).events("q_1")
-    assert answer.status == "answered"
-    assert {event.attempt for event in events} == {3}
-    assert [event.seq for event in events] == [3 * ATTEMPT_EVENTS + number for number in range(4)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import httpx
 import pytest
@@ -27,11 +27,13 @@ from kitbash_ray.testing import EchoLayer, FailingLayer, SlowLayer
 from kitbash_ray.types import Answer, Event, Job, Layer, Query, decode
 
 from .callback_server import receiver
+from .waiting import until as waited_for
 
 OpenRecorder = Callable[..., Recorder]
 
 #: Seconds within which something that is bound to happen happens.
 SOON_S = 20.0
+until = partial(waited_for, seconds=SOON_S)
 
 
 class Replica:
@@ -87,15 +89,6 @@ async def open_replica(redis_url: str, open_recorder: OpenRecorder, monkeypatch:
 
 def job(number: int = 1, **fields: object) -> Job:
     return Job(Query(f"question {number}", id=f"q_{number}", layers=("kobold",)), **fields)  # type: ignore[arg-type]
-
-
-async def until(look: Callable[[], Awaitable[bool]], what: str) -> None:
-    end = time.monotonic() + SOON_S
-    while time.monotonic() < end:
-        if await look():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"not soon: {what}")
 
 
 async def settled(redis: Redis, queue: Queue, query_id: str = "q_1") -> QueryState:

@@ -5,113 +5,21 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from redis.asyncio import Redis
 from worker_process import WorkerProcess, tls_before, write_certificate
 
-from actors.frontdoor import with_workers
-from actors.orchestrator import Orchestrator
-from kitbash_ray import __version__, worker
-from kitbash_ray.blackboard import Blackboard
-from kitbash_ray.calibration import load_calibration
-from kitbash_ray.cascade import Cascade
-from kitbash_ray.config import PROJECT, load_settings
-from kitbash_ray.errors import ClientError
-from kitbash_ray.feed import Feed
-from kitbash_ray.keys import add_key, keys_file
-from kitbash_ray.policy import Calibrated
-from kitbash_ray.redis_client import connect
-from kitbash_ray.replicas import StreamingReplicas
-from kitbash_ray.testing import EchoLayer, ScriptedLayer, SlowLayer
-from kitbash_ray.types import Answer, Layer, LayerResult, Query, encode
-from kitbash_ray.work_types import WorkerIn
-from kitbash_ray.worker import Door, Worker
-from serve_app import build_http
+from kitbash_ray import __version__
+from kitbash_ray.config import PROJECT
+from kitbash_ray.types import Answer, LayerResult, encode
 
-TOKEN = "the-token-of-this-test"
-NOTHING = LayerResult("grain", "abstained", reason="nothing near")
-CALIBRATION = load_calibration().version
-ME = {"worker": "pi", "version": __version__, "calibration": CALIBRATION}
+from .waiting import until
+from .work_front_door import ME, TOKEN, FrontDoor
+
 ATP = "ATP (adenosine triphosphate)"
-
-
-class FrontDoor:
-    """The routes of serve_app on a port of their own, with layers that only workers do. It can be stopped and started."""
-
-    def __init__(self, folder: Path, redis_url: str, recorder: Any, layers: tuple[str, ...]) -> None:
-        self.settings = load_settings(redis_url=redis_url, kitbash_state_dir=folder, bitnet_timeout=30_000)
-        self._redis = connect(redis_url)
-        cascade = Cascade(
-            [ScriptedLayer("grain", NOTHING)], Calibrated(load_calibration()), timeouts_s=dict.fromkeys(layers, 30.0)
-        )
-        self.orchestrator = Orchestrator(cascade, recorder, Blackboard(self._redis), Feed(self._redis))
-        self._app = build_http(self.orchestrator, self.settings, TOKEN)
-        self._socket = _bound(0)
-        self.port = self._socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._tasks = [
-            asyncio.ensure_future(with_workers(self.settings, cascade, StreamingReplicas(name, []))) for name in layers
-        ]
-
-    def key(self, layer: str, name: str = "pi") -> str:
-        return add_key(keys_file(self.settings), name, None, layer)
-
-    def http(self, key: str = TOKEN) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False)
-
-    async def start(self) -> None:
-        if self._socket.fileno() < 0:
-            self._socket = _bound(self.port)
-        self._server = uvicorn.Server(uvicorn.Config(self._app, log_level="error", lifespan="off", timeout_graceful_shutdown=1))
-        self._serving = asyncio.ensure_future(self._server.serve([self._socket]))
-        await until(lambda: self._server.started, "the front door is open")
-
-    async def stop(self) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        await asyncio.wait((self._serving,))
-        self._socket.close()
-
-    async def close(self) -> None:
-        await self.stop()
-        for task in self._tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        await self._redis.aclose()
-
-    async def ask(self, text: str, layer: str = "bitnet") -> Answer:
-        return await self.orchestrator.ask(Query(text, layers=(layer,)))
-
-    async def has_worker(self) -> bool:
-        return bool((await self.layer())["state"] == "ready")
-
-    async def layer(self, name: str = "bitnet") -> dict[str, Any]:
-        async with self.http() as http:
-            layers = (await http.get("/v1/layers")).json()
-        return next(layer for layer in layers if layer["layer"] == name)
-
-
-def _bound(port: int) -> socket.socket:
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind(("127.0.0.1", port))
-    return bound
-
-
-@pytest.fixture
-async def door(redis: Redis, redis_url: str, open_recorder: Any, tmp_path: Path) -> AsyncIterator[FrontDoor]:
-    found = FrontDoor(tmp_path / "front", redis_url, open_recorder(redis_url), ("bitnet", "kobold"))
-    await found.start()
-    yield found
-    await found.close()
 
 
 @pytest.fixture
@@ -129,18 +37,6 @@ def start_worker(door: FrontDoor, tiny_gguf: Path) -> Any:
     for process in started:
         with process:
             pass
-
-
-async def until(look: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """The first true value of `look`, which may have to be awaited."""
-    for _ in range(int(seconds / 0.02)):
-        found = look()
-        if asyncio.iscoroutine(found):
-            found = await found
-        if found:
-            return found
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"never: {what}")
 
 
 async def says(process: WorkerProcess, text: str, times: int = 1) -> None:
@@ -369,147 +265,3 @@ async def test_a_worker_that_asks_anew_ends_its_earlier_claim(door: FrontDoor) -
             await asyncio.wait((earlier,), timeout=0.2)
             assert (await http.post("/v1/work/bitnet/claim", json={**ME, "wait_s": 0})).status_code == 204
         assert earlier.result().status_code == 204
-
-
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "BEAT_S", 0.05)
-
-
-def open_worker(door: FrontDoor, layer: Layer) -> Worker:
-    """A worker in this process, whose layer a test has in its hands."""
-    return Worker(layer, Door(door.url, TOKEN, layer.name), WorkerIn(**ME), lambda: "", lambda _: None)
-
-
-@pytest.mark.usefixtures("fast")
-async def test_a_worker_gives_up_a_question_that_is_called_off_and_takes_the_next(door: FrontDoor) -> None:
-    slow = SlowLayer("bitnet")
-    serving = open_worker(door, slow)
-    running = asyncio.ensure_future(serving.run())
-    await until(door.has_worker, "the worker is seen")
-    asking = asyncio.ensure_future(door.ask("first"))
-    await asyncio.wait_for(slow.started.wait(), 10)
-    asking.cancel()
-    await asyncio.wait_for(slow.cancelled.wait(), 10)
-    slow.release.set()
-    assert (await asyncio.wait_for(door.ask("second"), 10)).answer == "at last"
-    serving.stop()
-    await asyncio.wait_for(running, 10)
-
-
-@pytest.mark.usefixtures("fast")
-async def test_a_worker_that_is_told_to_stop_ends_after_the_question_at_hand(door: FrontDoor) -> None:
-    slow = SlowLayer("bitnet")
-    serving = open_worker(door, slow)
-    running = asyncio.ensure_future(serving.run())
-    await until(door.has_worker, "the worker is seen")
-    asking = asyncio.ensure_future(door.ask("one"))
-    await asyncio.wait_for(slow.started.wait(), 10)
-    serving.stop()
-    assert not running.done()
-    slow.release.set()
-    await asyncio.wait_for(running, 10)
-    assert (await asking).answer == "at last"
-    assert not await door.has_worker()
-
-
-@pytest.mark.usefixtures("fast")
-async def test_an_answer_made_while_the_front_door_is_away_is_handed_in_when_it_is_back(door: FrontDoor) -> None:
-    slow = SlowLayer("bitnet")
-    serving = open_worker(door, slow)
-    running = asyncio.ensure_future(serving.run())
-    await until(door.has_worker, "the worker is seen")
-    asking = asyncio.ensure_future(door.ask("one"))
-    await asyncio.wait_for(slow.started.wait(), 10)
-    await door.stop()
-    slow.release.set()
-    await door.start()
-    assert (await asyncio.wait_for(asking, 20)).answer == "at last"
-    serving.stop()
-    await asyncio.wait_for(running, 10)
-
-
-class Cable:
-    """A way to the front door that can be cut: what was connected hangs for ever, and nothing new gets through until it is mended."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.mended = asyncio.Event()
-        self.mended.set()
-        self._sides: list[asyncio.Task[None]] = []
-
-    async def open(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    def cut(self) -> None:
-        self.mended.clear()
-        for side in self._sides:
-            side.cancel()
-
-    def close(self) -> None:
-        self._server.close()
-        for side in self._sides:
-            side.cancel()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self.mended.wait()
-        inner = await asyncio.open_connection("127.0.0.1", self.port)
-        for source, sink in ((reader, inner[1]), (inner[0], writer)):
-            self._sides.append(asyncio.ensure_future(self._copy(source, sink)))
-
-    async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await source.read(1 << 16):
-                sink.write(data)
-            sink.close()
-
-
-@pytest.mark.usefixtures("fast")
-async def test_after_a_cut_line_is_mended_the_worker_gets_questions_although_its_old_claim_still_hangs(
-    door: FrontDoor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "REPLY_S", 0.5)
-    cable = Cable(door.port)
-    told: list[str] = []
-    serving = Worker(EchoLayer("bitnet"), Door(await cable.open(), TOKEN, "bitnet"), WorkerIn(**ME), lambda: "", told.append)
-    running = asyncio.ensure_future(serving.run())
-    await until(door.has_worker, "the worker is seen")
-    assert (await door.ask("before")).answer == "before"
-    cable.cut()
-    await until(lambda: len(told) == 2, "the worker has noticed")
-    await until(lambda: _gone(door), "the front door has noticed")
-    cable.mended.set()
-    await until(lambda: len(told) == 3, "the worker is connected again")
-    await until(lambda: _answers(door, "after"), "the worker answers again", seconds=15)
-    serving.stop()
-    await asyncio.wait_for(running, 10)
-    cable.close()
-
-
-async def _answers(door: FrontDoor, text: str) -> bool:
-    return (await door.ask(text)).answer == text
-
-
-async def _gone(door: FrontDoor) -> bool:
-    return not await door.has_worker()
-
-
-@pytest.mark.usefixtures("fast")
-async def test_what_a_layer_cannot_say_is_a_failed_result_and_the_worker_goes_on(door: FrontDoor) -> None:
-    serving = open_worker(door, EchoLayer("bitnet", confidence=2.0))
-    running = asyncio.ensure_future(serving.run())
-    await until(door.has_worker, "the worker is seen")
-    for _ in range(2):
-        answer = await asyncio.wait_for(door.ask("one"), 10)
-        assert "confidence is not between 0 and 1" in str(answer.path[0].reason)
-    assert not running.done()
-    serving.stop()
-    await asyncio.wait_for(running, 10)
-
-
-async def test_a_refusal_for_good_ends_the_worker(door: FrontDoor) -> None:
-    other = WorkerIn(**{**ME, "version": "0.0.9"})
-    serving = Worker(EchoLayer("bitnet"), Door(door.url, TOKEN, "bitnet"), other, lambda: "", lambda _: None)
-    with pytest.raises(ClientError, match="install the same on both"):
-        await asyncio.wait_for(serving.run(), 10)
