@@ -27,7 +27,7 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         # Serve starts an HAProxy anew that missed three of these checks; with Serve's 10 s nobody is served for a minute.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.3",
         # But one that starts slowly is not ended for it: on a busy device three times Serve's 5 s are too short.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     }

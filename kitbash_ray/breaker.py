@@ -4,8 +4,9 @@
     open       none is, for a delay that doubles with each failed trial
     half-open  the delay is over: one question is let through as a trial, and its end decides
 
-Only silence counts: a layer that took all of its time, or that was not there. What a layer says,
-be it an error, says that it lives. Not here: who is asked instead (policy.py, replicas.py).
+Only silence counts: a layer that took all of its time, or that was not there, and that told nobody else
+anything meanwhile. What a layer says, be it an error, says that it lives: one that is late for some
+questions is busy, and turning it off for the others would not make it faster. Not here: who is asked instead (policy.py, replicas.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Breaker:
         self._delay = 0.0
         self._trial_at = 0.0
         self._trying = False
+        #: How many signs of life there were so far.
+        self.heard = 0
         #: Why the layer is not asked, None while it is.
         self.reason: str | None = None
 
@@ -48,11 +51,16 @@ class Breaker:
 
     def succeeded(self) -> None:
         """The layer said something."""
+        self.heard += 1
         self.reason, self._delay, self._trying = None, 0.0, False
 
-    def failed(self, reason: str) -> None:
-        """The layer was silent. Questions that were let through before it opened change nothing."""
-        if self.reason is None or self._trying:
+    def failed(self, reason: str, heard: int) -> None:
+        """The layer was silent towards a question that was let through when `heard` was this.
+
+        If it said something to another one since, that counts for more. Questions that were let through
+        before the breaker opened change nothing.
+        """
+        if heard == self.heard and (self.reason is None or self._trying):
             self._delay = min(2 * self._delay, LONGEST_DELAY_S) or FIRST_DELAY_S
             self._trial_at = self._clock() + self._delay
             self.reason, self._trying = reason, False

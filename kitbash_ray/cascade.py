@@ -149,13 +149,14 @@ class Cascade:
             return (await self._asked(run, name))[0]
         if not breaker.admits():
             return LayerResult(name, "failed", reason=f"not asked: {breaker.reason}")
+        heard = breaker.heard
         try:
             result, silent = await self._asked(run, name)
         except BaseException:  # cancelled
             breaker.released()
             raise
         if silent:
-            breaker.failed(result.reason or result.outcome)
+            breaker.failed(result.reason or result.outcome, heard)
         elif result.outcome == "timeout":  # cut short by the question's own deadline
             breaker.released()
         else:

@@ -1,6 +1,6 @@
 """llama.cpp in this process: opening any GGUF, and generating text with one.
 
-A generation runs in a thread of its own and hands tokens to the event loop one by one.
+A generation runs in the thread of compute.py and hands tokens to the event loop one by one.
 Closing the iterator sets a flag that llama.cpp reads between tokens and between the
 batches of a long prompt, so the model is free again within a few milliseconds.
 Not here: several contexts, and tools.
@@ -15,6 +15,7 @@ import json
 import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cache
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from kitbash_ray.engines.base import Finish, Piece, Sampling, too_long
+from kitbash_ray.engines.compute import THREAD
 from kitbash_ray.engines.gguf_header import is_gguf
 from kitbash_ray.engines.stopper import Stopper
 from kitbash_ray.engines.turns import Turns
@@ -268,20 +270,26 @@ def llama_token_eot(llama: Any) -> int:
 
 
 async def _in_thread(source: Iterator[Piece], cancelled: threading.Event) -> AsyncGenerator[Piece, None]:
-    """Run a blocking iterator in a thread; closing this one cancels it and waits for its end."""
+    """Run a blocking iterator in the thread; closing this one cancels it and waits for its end.
+
+    Item by item, so that other work of the thread comes in between.
+    """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Waiting] = asyncio.Queue()
+    ended: Future[None] = Future()
 
-    def run() -> None:
+    def step() -> None:
         try:
-            for item in source:
-                loop.call_soon_threadsafe(queue.put_nowait, item)
-            end: Waiting = THREAD_END
+            item: Waiting = THREAD_END if cancelled.is_set() else next(source, THREAD_END)
         except Exception as error:  # handed to the consumer, which raises it
-            end = error
-        loop.call_soon_threadsafe(queue.put_nowait, end)
+            item = error
+        loop.call_soon_threadsafe(queue.put_nowait, item)  # of a loop that is closed it raises: nobody waits any more
+        if isinstance(item, Piece):
+            THREAD.submit(step)
+        else:
+            ended.set_result(None)
 
-    running = loop.run_in_executor(None, run)
+    THREAD.submit(step)
     try:
         while (item := await queue.get()) is not THREAD_END:
             if isinstance(item, Exception):
@@ -290,7 +298,7 @@ async def _in_thread(source: Iterator[Piece], cancelled: threading.Event) -> Asy
     finally:
         cancelled.set()
         # Shielded: whoever closes us must not take the context while the thread still uses it.
-        await asyncio.shield(running)
+        await asyncio.shield(asyncio.wrap_future(ended))
 
 
 def _complaint() -> str:

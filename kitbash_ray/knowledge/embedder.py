@@ -1,13 +1,12 @@
 """Text to unit vectors, by an embedding GGUF under llama.cpp.
 
-One `Embedder` holds one context, which is not thread-safe: a lock makes callers wait.
+One `Embedder` holds one context, which is not thread-safe: callers wait for engines/compute.py.
 Not here: caching (library.py keeps the vectors of facts) and pooling models over devices.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from kitbash_ray.engines.compute import compute
 from kitbash_ray.engines.llama_cpp import load_gguf
 from kitbash_ray.errors import ModelError
 from kitbash_ray.knowledge.minilm import ensure_minilm
@@ -50,7 +50,6 @@ class Embedder:
     def __init__(self, model: Path, *, threads: int = 2) -> None:
         """Load `model`. Raises ModelError when it is no embedding GGUF."""
         self._llama = load_encoder(model, max_tokens=MAX_TOKENS, threads=threads)
-        self._lock = threading.Lock()
         self.model_id = _model_id(model)
         self.dimensions = int(self._llama.n_embd())
         if not self._usable():
@@ -75,8 +74,7 @@ class Embedder:
         return sum(min(len(self._llama.tokenize(text[:MAX_CHARS].encode())), MAX_TOKENS) for text in texts)
 
     def _embed_one(self, text: str) -> list[float]:
-        with self._lock:
-            return cast(list[float], self._llama.embed(text, normalize=True, truncate=True))
+        return cast(list[float], compute(lambda: self._llama.embed(text, normalize=True, truncate=True)))
 
 
 def load_encoder(model: Path, *, max_tokens: int, threads: int) -> Any:

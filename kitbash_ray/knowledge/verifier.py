@@ -11,7 +11,6 @@ many features).
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kitbash_ray.engines.compute import compute
 from kitbash_ray.knowledge.embedder import load_encoder
 from kitbash_ray.knowledge.evidence import Candidate
-from kitbash_ray.knowledge.minilm import convert_once, half_type, read_weights
+from kitbash_ray.knowledge.minilm import KIND, convert_once, read_weights
 
 if TYPE_CHECKING:
     from kitbash_ray.config import Settings
@@ -55,29 +55,24 @@ class Verifies(Protocol):
 class Verifier:
     """The model in this process. Calls wait for each other."""
 
-    def __init__(self, cache_dir: Path, *, threads: int = 1, changes: Path = SHIPPED) -> None:
-        """Load it; the first time its GGUF is made. Raises ModelError when MiniLM's weights are missing.
-
-        One thread: with two, beside the embedder's, they waited for each other (181 ms for 29).
-        """
+    def __init__(self, cache_dir: Path, *, threads: int = 2, changes: Path = SHIPPED) -> None:
+        """Load it; the first time its GGUF is made. Raises ModelError when MiniLM's weights are missing."""
         learned = read_changes(changes)
         self._head, self._bias = learned["head.weight"], float(learned["head.bias"][0])
         self._llama = load_encoder(ensure_verifier(cache_dir, changes), max_tokens=MAX_TOKENS, threads=threads)
-        self._lock = threading.Lock()
 
     def log_odds(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
         """Of each of `candidates`: that it answers `question`. Above 0 it rather does."""
         return [self._read(side_by_side(question, item.text, nearest_ask(item))) for item in candidates]
 
     def _read(self, text: str) -> float:
-        with self._lock:
-            pooled = self._llama.embed(text, normalize=False, truncate=True)
+        pooled = compute(lambda: self._llama.embed(text, normalize=False, truncate=True))
         return float(np.asarray(pooled, np.float32) @ self._head) + self._bias
 
 
 def open_verifier(settings: Settings) -> Verifier:
     """The verifier of the settings."""
-    return Verifier(settings.cache_dir)
+    return Verifier(settings.cache_dir, threads=settings.embedding_threads)
 
 
 def side_by_side(question: str, statement: str, ask: str) -> str:
@@ -95,7 +90,7 @@ def nearest_ask(candidate: Candidate) -> str:
 def ensure_verifier(cache_dir: Path, changes: Path = SHIPPED) -> Path:
     """The path of the GGUF, made now if it is not there yet. Its name has the hash of `changes` in it."""
     digest = hashlib.blake2b(changes.read_bytes(), digest_size=6).hexdigest()
-    target = cache_dir / "models" / f"verifier-{digest}-{half_type().lower()}.gguf"
+    target = cache_dir / "models" / f"verifier-{digest}-{KIND.lower()}.gguf"
     return convert_once(target, lambda: with_changes(read_weights(), read_changes(changes)))
 
 

@@ -124,15 +124,8 @@ def open_student(folder: Path, *, max_tokens: int, fit: LayerCalibration | None 
 
 def student_layer(folder: Path, name: str, *, max_tokens: int, fit: LayerCalibration | None = None) -> StudentLayer:
     """The same for a student that has no manifest yet."""
-    # Two threads read the question; the few tokens of the answer are written by one, as two would wait for each other.
-    engine = LlamaCpp(
-        folder / MODEL,
-        context_tokens=CONTEXT_TOKENS,
-        threads=1,
-        name=name,
-        n_threads_batch=min(2, os.cpu_count() or 1),
-        **EXACT,
-    )
+    threads = min(2, os.cpu_count() or 1)  # for so small a model more would only wait for each other
+    engine = LlamaCpp(folder / MODEL, context_tokens=CONTEXT_TOKENS, threads=threads, name=name, **EXACT)
     return StudentLayer(engine, read_answers(folder / ANSWERS), max_tokens=max_tokens, fit=fit)
 
 

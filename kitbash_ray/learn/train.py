@@ -16,6 +16,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from random import Random
 
+import llama_cpp
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kitbash_ray.knowledge.minilm import half_type
 from kitbash_ray.learn.corpus import DECLINE, Corpus
 from kitbash_ray.learn.recipe import Recipe
 from kitbash_ray.learn.student import VECTOR, Student
@@ -34,6 +34,8 @@ SORTED_TOGETHER = 16
 #: Lengths are multiples of this.
 ROUND = 4
 CHECKPOINT_EVERY_S = 60.0
+#: What llama.cpp says of itself on a processor that multiplies BF16.
+FAST_BF16 = "AVX512_BF16 = 1"
 #: The mean loss that is reported forgets this much a step.
 FORGET = 0.02
 IGNORED = -100
@@ -162,7 +164,7 @@ class Training:
             {"params": [item for item in parameters if id(item) not in matrices], "weight_decay": 0.0},
         ]
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
-        self._fast_half = self.device.type == "cuda" or half_type() == "BF16"
+        self._fast_half = self.device.type == "cuda" or FAST_BF16 in llama_cpp.llama_print_system_info().decode()
 
     def advance(self) -> None:
         """One step."""

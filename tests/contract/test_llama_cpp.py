@@ -67,6 +67,13 @@ async def test_a_generation_that_stopped_leaves_the_engine_as_it_was(llama: Llam
     assert await text_of(llama) == whole
 
 
+async def test_an_embedding_comes_between_the_tokens_of_a_generation(llama: LlamaCpp, embedder: Embedder) -> None:
+    async with aclosing(llama.generate(asking(), Sampling(WINDOW - 20))) as pieces:
+        await anext(pieces)
+        await asyncio.wait_for(asyncio.to_thread(embedder.embed, ["a cat"]), 10)
+        assert llama._llama.n_tokens < WINDOW // 2
+
+
 async def test_closing_the_iterator_frees_the_engine_at_once(llama: LlamaCpp) -> None:
     # Given a generation that would go on for the whole window
     expected = await text_of(llama)

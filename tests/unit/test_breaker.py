@@ -36,14 +36,14 @@ def test_a_breaker_begins_closed_and_admits_everybody(breaker: Breaker) -> None:
 
 def test_one_silence_opens_it_and_nobody_is_admitted_until_the_delay_is_over(breaker: Breaker, clock: Clock) -> None:
     assert breaker.admits()
-    breaker.failed("no answer within 8000 ms")
+    breaker.failed("no answer within 8000 ms", breaker.heard)
     assert (breaker.state, breaker.reason) == ("open", "no answer within 8000 ms")
     clock.now += FIRST_DELAY_S - 0.001
     assert not breaker.admits()
 
 
 def test_after_the_delay_one_question_is_the_trial_and_the_others_are_not_admitted(breaker: Breaker, clock: Clock) -> None:
-    breaker.failed("silent")
+    breaker.failed("silent", breaker.heard)
     clock.now += FIRST_DELAY_S
     assert breaker.state == "half-open"
     assert breaker.admits()
@@ -51,7 +51,7 @@ def test_after_the_delay_one_question_is_the_trial_and_the_others_are_not_admitt
 
 
 def test_a_trial_that_succeeds_closes_it(breaker: Breaker, clock: Clock) -> None:
-    breaker.failed("silent")
+    breaker.failed("silent", breaker.heard)
     clock.now += FIRST_DELAY_S
     breaker.admits()
     breaker.succeeded()
@@ -59,14 +59,14 @@ def test_a_trial_that_succeeds_closes_it(breaker: Breaker, clock: Clock) -> None
 
 
 def test_each_failed_trial_doubles_the_delay_up_to_a_limit(breaker: Breaker, clock: Clock) -> None:
-    breaker.failed("silent")
+    breaker.failed("silent", breaker.heard)
     delays = []
     for _ in range(5):
         began = clock.now
         while not breaker.admits():
             clock.now += 0.125
         delays.append(clock.now - began)
-        breaker.failed("silent")
+        breaker.failed("silent", breaker.heard)
     assert delays == [1.0, 2.0, 4.0, 4.0, 4.0]
     assert delays[-1] == LONGEST_DELAY_S
 
@@ -75,32 +75,41 @@ def test_questions_admitted_before_it_opened_do_not_make_the_delay_longer(breake
     for _ in range(5):
         breaker.admits()
     for _ in range(5):
-        breaker.failed("silent")
+        breaker.failed("silent", breaker.heard)
     clock.now += FIRST_DELAY_S
     assert breaker.admits()
 
 
 def test_after_a_success_the_delay_is_the_first_one_again(breaker: Breaker, clock: Clock) -> None:
     for _ in range(3):
-        breaker.failed("silent")
+        breaker.failed("silent", breaker.heard)
         clock.now += LONGEST_DELAY_S
         assert breaker.admits()
     breaker.succeeded()
-    breaker.failed("silent")
+    breaker.failed("silent", breaker.heard)
     clock.now += FIRST_DELAY_S
     assert breaker.admits()
 
 
 def test_a_trial_that_nobody_waited_for_makes_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
-    breaker.failed("silent")
+    breaker.failed("silent", breaker.heard)
     clock.now += FIRST_DELAY_S
     assert breaker.admits()
     breaker.released()
     assert breaker.admits()
 
 
+def test_a_layer_that_answers_others_meanwhile_is_late_and_not_silent(breaker: Breaker) -> None:
+    when_asked = breaker.heard
+    breaker.succeeded()
+    breaker.failed("no answer within 2000 ms", when_asked)
+    assert breaker.state == "closed"
+    breaker.failed("no answer within 2000 ms", breaker.heard)
+    assert breaker.state == "open"
+
+
 def test_an_answer_that_comes_late_closes_it(breaker: Breaker) -> None:
-    breaker.failed("silent")
+    breaker.failed("silent", breaker.heard)
     breaker.succeeded()
     assert breaker.admits()
 
