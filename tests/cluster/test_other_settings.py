@@ -1,8 +1,10 @@
-"""A cluster whose models run elsewhere: layer 1 and 5 at OpenAI-compatible servers, layer 4 at a KoboldCpp."""
+"""A cluster with other settings: layers 1, 4 and 5 at servers elsewhere, and two replicas of layer 2."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from actors.haproxy import free_port
 from kitbash_ray.config import load_settings
 from kitbash_ray.tiny_model import write_tiny_gguf
 
-from .harness import UNKNOWN, Cluster, copy_cartridges
+from .harness import UNKNOWN, Cluster, asking, copy_cartridges, eventually
 
 CHAT = {"messages": [{"role": "user", "content": UNKNOWN}], "max_tokens": 5}
 
@@ -34,6 +36,8 @@ def elsewhere(_clean_session: None) -> Iterator[Cluster]:
             bitnet_type="remote",
             bitnet_host=openai,
             bitnet_max_tokens=8,
+            cartridge_resource="device_b, device_c",
+            cartridge_timeout=20_000,  # questions come at once while a replica loads, on two cores
             kobold_type="koboldcpp",
             kobold_host=kobold,
             kobold_max_tokens=16,
@@ -93,3 +97,26 @@ def test_tools_go_to_the_engine_that_can_call_them(http: httpx.Client) -> None:
     path = {step["layer"]: step for step in told["kitbash"]["path"]}
     assert told["kitbash"]["layer"] == "cloud"
     assert "cannot call tools" in path["kobold"]["reason"]
+
+
+def replicas(cluster: Cluster) -> dict[str, int]:
+    """The living replicas of layer 2: pids by name."""
+    return {beat["name"]: int(beat["pid"]) for beat in cluster.layers()["cartridge"].get("replicas", ())}
+
+
+def test_each_resource_that_is_named_has_a_replica_and_one_that_dies_costs_no_answer(elsewhere: Cluster) -> None:
+    before = eventually(lambda: len(replicas(elsewhere)) == 2 and replicas(elsewhere), 30, "both replicas live")
+    assert set(before) == {"cartridge", "cartridge-2"}
+    with asking(pair, UNKNOWN) as asked:
+        eventually(lambda: len(asked.answers) > 2, 20, "questions are answered")
+        for name in before:
+            os.kill(replicas(elsewhere)[name], signal.SIGKILL)
+            gone = len(asked.answers)
+            eventually(lambda gone=gone: len(asked.answers) > gone + 2, 30, "questions are answered by the other")
+            eventually(lambda name=name: replicas(elsewhere).get(name, before[name]) != before[name], 20, f"{name} is back")
+            back = len(asked.answers)  # the front door asks for its health once a second
+            eventually(lambda back=back: len(asked.answers) > back + 20, 30, "the front door knows that it is back")
+    assert asked.errors == []
+    steps = [step for _, answer in asked.answers for step in answer.path if step.layer == "cartridge"]
+    assert [step for step in steps if step.outcome not in ("answered", "abstained")] == []
+    assert {answer.degraded for _, answer in asked.answers} == {()}
