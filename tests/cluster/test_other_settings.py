@@ -107,7 +107,7 @@ def replicas(cluster: Cluster) -> dict[str, int]:
 def test_each_resource_that_is_named_has_a_replica_and_one_that_dies_costs_no_answer(elsewhere: Cluster) -> None:
     before = eventually(lambda: len(replicas(elsewhere)) == 2 and replicas(elsewhere), 30, "both replicas live")
     assert set(before) == {"cartridge", "cartridge-2"}
-    with asking(pair, UNKNOWN) as asked:
+    with asking(elsewhere, UNKNOWN) as asked:
         eventually(lambda: len(asked.answers) > 2, 20, "questions are answered")
         for name in before:
             os.kill(replicas(elsewhere)[name], signal.SIGKILL)
