@@ -28,6 +28,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry as BlockingRetry
 from redis.sentinel import Sentinel as BlockingSentinel
 
@@ -43,7 +44,7 @@ FAULTS = (RedisError, RedisClusterException, OSError, asyncio.TimeoutError)
 def connect(url: str) -> aio.Redis:
     """A client for one event loop. It connects when it is first used; close it with `aclose`."""
     to = parse(url)
-    options: dict[str, Any] = {**_TIMEOUTS, "retry": Retry(NoBackoff(), 0)}
+    options: dict[str, Any] = {**_OPTIONS, "retry": Retry(NoBackoff(), 0)}
     if to.scheme == CLUSTER:
         # A node that went away is noticed by a failed call; the one after it looks for the others.
         nodes = [ClusterNode(host, port) for host, port in to.hosts]
@@ -58,7 +59,7 @@ def connect(url: str) -> aio.Redis:
 def connect_sync(url: str, **options: Any) -> redis.Redis:
     """The same without an event loop; `options` go to its connections. A cluster is looked up at once."""
     to = parse(url)
-    options = {**_TIMEOUTS, "retry": BlockingRetry(NoBackoff(), 0), **options}
+    options = {**_OPTIONS, "retry": BlockingRetry(NoBackoff(), 0), **options}
     if to.scheme == CLUSTER:
         nodes = [BlockingClusterNode(host, port) for host, port in to.hosts]  # type: ignore[no-untyped-call]
         cluster = BlockingRedisCluster(startup_nodes=nodes, require_full_coverage=False, **_login(to), **options)
@@ -126,7 +127,13 @@ def trouble_of(error: BaseException) -> Trouble:
     return Trouble(f"Redis does not answer ({said})", "see whether it runs, at the address that `kitbash status` names")
 
 
-_TIMEOUTS = {"socket_timeout": CALL_S, "socket_connect_timeout": CALL_S}
+#: Notices of maintenance are of Redis Cloud. A client that listens for them hands out connections over TCP that
+#: the other side has closed, and the first calls after a restart of Redis fail.
+_OPTIONS: dict[str, Any] = {
+    "socket_timeout": CALL_S,
+    "socket_connect_timeout": CALL_S,
+    "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+}
 
 
 def _login(to: RedisUrl) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 
 from actors.haproxy import free_port
+from kitbash_ray.redis_client import connect
 from kitbash_ray.redis_server import Listen, RedisServer
 
 
@@ -43,3 +45,19 @@ def test_the_password_is_only_in_a_file_of_its_owner(listening: tuple[Listen, ps
     _, process, folder = listening
     assert "s3cret" not in " ".join(process.cmdline())
     assert (folder / "redis" / "redis.conf").stat().st_mode & 0o077 == 0
+
+
+async def test_a_client_that_was_connected_before_a_restart_needs_no_second_attempt() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="kb", dir="/tmp"))
+    listen = Listen("127.0.0.1", free_port(), "s3cret")
+    client = connect(f"redis://:s3cret@127.0.0.1:{listen.port}")
+    try:
+        for _ in range(2):
+            pid = await asyncio.to_thread(RedisServer(folder, listen).start, dict(os.environ))
+            process = psutil.Process(pid)
+            assert await client.xrange("nothing") == []
+            process.kill()
+            process.wait(10)
+    finally:
+        await client.aclose()
+        shutil.rmtree(folder)
