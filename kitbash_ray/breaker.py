@@ -1,7 +1,7 @@
 """Whether a layer is worth asking: a circuit breaker for each, so that a dead one costs one timeout and not one per question.
 
     closed     every question is let through
-    open       none is, for a delay that doubles with each failed trial
+    open       none is, for as long as the silence took that opened it, within limits
     half-open  the delay is over: one question is let through as a trial, and its end decides
 
 Only silence counts: a layer that took all of its time, or that was not there, and that told nobody else
@@ -17,8 +17,9 @@ from typing import Literal
 
 State = Literal["closed", "open", "half-open"]
 
-#: Seconds until the first trial, and the most between two: a device that is back is asked again within ten.
-FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 4.0
+#: Seconds until the next trial, at least and at most. Where it shows at once that nobody is there a trial
+#: costs nothing; where it takes a timeout, a device that is back is asked again within ten all the same.
+SHORTEST_DELAY_S, LONGEST_DELAY_S = 0.5, 4.0
 
 
 class Breaker:
@@ -26,7 +27,6 @@ class Breaker:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._delay = 0.0
         self._trial_at = 0.0
         self._trying = False
         #: How many signs of life there were so far.
@@ -52,17 +52,16 @@ class Breaker:
     def succeeded(self) -> None:
         """The layer said something."""
         self.heard += 1
-        self.reason, self._delay, self._trying = None, 0.0, False
+        self.reason, self._trying = None, False
 
-    def failed(self, reason: str, heard: int) -> None:
-        """The layer was silent towards a question that was let through when `heard` was this.
+    def failed(self, reason: str, heard: int, took_s: float) -> None:
+        """The layer was silent for `took_s` towards a question that was let through when `heard` was this.
 
         If it said something to another one since, that counts for more. Questions that were let through
         before the breaker opened change nothing.
         """
         if heard == self.heard and (self.reason is None or self._trying):
-            self._delay = min(2 * self._delay, LONGEST_DELAY_S) or FIRST_DELAY_S
-            self._trial_at = self._clock() + self._delay
+            self._trial_at = self._clock() + min(max(took_s, SHORTEST_DELAY_S), LONGEST_DELAY_S)
             self.reason, self._trying = reason, False
 
     def released(self) -> None:

@@ -156,7 +156,7 @@ class Cascade:
             breaker.released()
             raise
         if silent:
-            breaker.failed(result.reason or result.outcome, heard)
+            breaker.failed(result.reason or result.outcome, heard, result.latency_ms / 1000)
         elif result.outcome == "timeout":  # cut short by the question's own deadline
             breaker.released()
         else:

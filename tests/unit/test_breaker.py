@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kitbash_ray.breaker import FIRST_DELAY_S, LONGEST_DELAY_S, Breaker
+from kitbash_ray.breaker import LONGEST_DELAY_S, SHORTEST_DELAY_S, Breaker
 from kitbash_ray.cascade import Cascade
 from kitbash_ray.errors import LayerBusy, LayerError, LayerUnavailable
 from kitbash_ray.policy import Fixed
@@ -29,6 +29,10 @@ def breaker(clock: Clock) -> Breaker:
     return Breaker(clock)
 
 
+def silent(breaker: Breaker, reason: str = "silent", *, took_s: float = 0.0) -> None:
+    breaker.failed(reason, breaker.heard, took_s)
+
+
 def test_a_breaker_begins_closed_and_admits_everybody(breaker: Breaker) -> None:
     assert breaker.state == "closed"
     assert all(breaker.admits() for _ in range(3))
@@ -36,64 +40,52 @@ def test_a_breaker_begins_closed_and_admits_everybody(breaker: Breaker) -> None:
 
 def test_one_silence_opens_it_and_nobody_is_admitted_until_the_delay_is_over(breaker: Breaker, clock: Clock) -> None:
     assert breaker.admits()
-    breaker.failed("no answer within 8000 ms", breaker.heard)
+    silent(breaker, "no answer within 8000 ms")
     assert (breaker.state, breaker.reason) == ("open", "no answer within 8000 ms")
-    clock.now += FIRST_DELAY_S - 0.001
+    clock.now += SHORTEST_DELAY_S - 0.001
     assert not breaker.admits()
 
 
 def test_after_the_delay_one_question_is_the_trial_and_the_others_are_not_admitted(breaker: Breaker, clock: Clock) -> None:
-    breaker.failed("silent", breaker.heard)
-    clock.now += FIRST_DELAY_S
+    silent(breaker)
+    clock.now += SHORTEST_DELAY_S
     assert breaker.state == "half-open"
     assert breaker.admits()
     assert not breaker.admits()
 
 
 def test_a_trial_that_succeeds_closes_it(breaker: Breaker, clock: Clock) -> None:
-    breaker.failed("silent", breaker.heard)
-    clock.now += FIRST_DELAY_S
+    silent(breaker)
+    clock.now += SHORTEST_DELAY_S
     breaker.admits()
     breaker.succeeded()
     assert (breaker.state, breaker.reason) == ("closed", None)
 
 
-def test_each_failed_trial_doubles_the_delay_up_to_a_limit(breaker: Breaker, clock: Clock) -> None:
-    breaker.failed("silent", breaker.heard)
-    delays = []
-    for _ in range(5):
-        began = clock.now
-        while not breaker.admits():
-            clock.now += 0.125
-        delays.append(clock.now - began)
-        breaker.failed("silent", breaker.heard)
-    assert delays == [1.0, 2.0, 4.0, 4.0, 4.0]
-    assert delays[-1] == LONGEST_DELAY_S
+@pytest.mark.parametrize(("took_s", "delay_s"), [(0.001, SHORTEST_DELAY_S), (2.0, 2.0), (60.0, LONGEST_DELAY_S)])
+def test_the_next_trial_is_as_far_away_as_the_last_one_took_within_limits(
+    breaker: Breaker, clock: Clock, took_s: float, delay_s: float
+) -> None:
+    for _ in range(3):
+        silent(breaker, took_s=took_s)
+        clock.now += delay_s - 0.001
+        assert not breaker.admits()
+        clock.now += 0.002
+        assert breaker.admits()
 
 
 def test_questions_admitted_before_it_opened_do_not_make_the_delay_longer(breaker: Breaker, clock: Clock) -> None:
     for _ in range(5):
         breaker.admits()
     for _ in range(5):
-        breaker.failed("silent", breaker.heard)
-    clock.now += FIRST_DELAY_S
-    assert breaker.admits()
-
-
-def test_after_a_success_the_delay_is_the_first_one_again(breaker: Breaker, clock: Clock) -> None:
-    for _ in range(3):
-        breaker.failed("silent", breaker.heard)
-        clock.now += LONGEST_DELAY_S
-        assert breaker.admits()
-    breaker.succeeded()
-    breaker.failed("silent", breaker.heard)
-    clock.now += FIRST_DELAY_S
+        silent(breaker)
+    clock.now += SHORTEST_DELAY_S
     assert breaker.admits()
 
 
 def test_a_trial_that_nobody_waited_for_makes_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
-    breaker.failed("silent", breaker.heard)
-    clock.now += FIRST_DELAY_S
+    silent(breaker)
+    clock.now += SHORTEST_DELAY_S
     assert breaker.admits()
     breaker.released()
     assert breaker.admits()
@@ -102,14 +94,14 @@ def test_a_trial_that_nobody_waited_for_makes_room_for_the_next(breaker: Breaker
 def test_a_layer_that_answers_others_meanwhile_is_late_and_not_silent(breaker: Breaker) -> None:
     when_asked = breaker.heard
     breaker.succeeded()
-    breaker.failed("no answer within 2000 ms", when_asked)
+    breaker.failed("no answer within 2000 ms", when_asked, 2.0)
     assert breaker.state == "closed"
-    breaker.failed("no answer within 2000 ms", breaker.heard)
+    silent(breaker, "no answer within 2000 ms")
     assert breaker.state == "open"
 
 
 def test_an_answer_that_comes_late_closes_it(breaker: Breaker) -> None:
-    breaker.failed("silent", breaker.heard)
+    silent(breaker)
     breaker.succeeded()
     assert breaker.admits()
 
@@ -142,7 +134,7 @@ async def test_a_slow_layer_costs_one_timeout_and_is_used_again_when_a_trial_suc
     made = cascade(slow, clock, timeout=0.05)
     assert [(await answer_of(made)).path[0].outcome for _ in range(3)] == ["timeout", "failed", "failed"]
     slow.release.set()
-    clock.now += FIRST_DELAY_S
+    clock.now += SHORTEST_DELAY_S
     answer = await answer_of(made)
     assert (answer.layer, answer.path[0].outcome, answer.degraded) == ("bitnet", "answered", ())
 
