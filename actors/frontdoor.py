@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -52,8 +53,9 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
     replica = ray.get_runtime_context().get_actor_id()
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     metrics = Metrics()
+    cascade = cascade_over(layers, settings, grain.cosine)
     orchestrator = Orchestrator(
-        cascade_over(layers, settings, grain.cosine),
+        cascade,
         Recorder(
             connect(url),
             ttl_s=settings.kitbash_query_ttl,
@@ -71,8 +73,8 @@ async def open_orchestrator(settings: Settings) -> Orchestrator:
         orchestrator.heed_calls(),
         keep_exporting(metrics, orchestrator, open_queue(settings)),
         work(orchestrator, settings, str(replica)),
-        *(each.watch() for each in remote),
-        *(with_workers(settings, orchestrator.cascade, each) for each in remote),
+        *(each.watch(partial(cascade.is_back, each.name)) for each in remote),
+        *(with_workers(settings, cascade, each) for each in remote),
     ):
         _BACKGROUND.add(asyncio.create_task(endless))
     Heartbeat(f"front_door:{replica}", "front_door", settings, lambda: _status(orchestrator, grain))
@@ -107,7 +109,7 @@ async def with_workers(settings: Settings, cascade: Cascade, layer: Replicas) ->
     await edge.first_worker()
     if layer.name not in cascade.layers:
         cascade.add(layer)
-    await asyncio.gather(edge.hear(), layer.join(edge))
+    await asyncio.gather(edge.hear(), layer.join(edge, partial(cascade.is_back, layer.name)))
 
 
 def _status(orchestrator: Orchestrator, grain: GrainLayer) -> dict[str, str]:

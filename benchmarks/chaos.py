@@ -155,7 +155,7 @@ FAULTS = (
     Fault("GCS", kill("a", "gcs/gcs_server")),
     Fault("Redis stopped 30 s", redis_stopped, lasts_s=STOPPED_S),
     Fault("C cut off 60 s", c_cut_off, lasts_s=CUT_S),
-    Fault("B 100 ms, 5 % loss", lambda devices: devices.b.disturbed(delay_ms=100, loss=0.05), lasts_s=STOPPED_S),
+    Fault("B 100 ms and 5 % loss", lambda devices: devices.b.disturbed(delay_ms=100, loss=0.05), lasts_s=STOPPED_S),
 )
 
 

@@ -82,6 +82,10 @@ class Cascade:
         layers = {**self.layers, layer.name: layer}
         self.layers = {name: layers[name] for name in sorted(layers, key=LAYER_NUMBERS.__getitem__)}
 
+    def is_back(self, name: str) -> None:
+        """The layer `name`, silent until now, shows life by other means than an answer: it need not wait for a trial."""
+        self.breakers[name].succeeded()
+
     async def run(self, query: Query, tell: Tell) -> Event:
         """Tell the events of `query` as they happen, but for the last, `query.finished`: it is returned.
 

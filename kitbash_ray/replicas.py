@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
@@ -51,6 +51,14 @@ class Member(Protocol):
     async def answer(self, query: Query, so_far: tuple[LayerResult, ...]) -> LayerResult: ...
 
 
+#: Whoever wants to know that a member is back.
+Back = Callable[[], None]
+
+
+def _nothing() -> None:
+    """For whoever does not."""
+
+
 class Replicas:
     """The layer `name`, done by `members`."""
 
@@ -62,14 +70,14 @@ class Replicas:
     def members(self) -> list[Any]:
         return [one.member for one in self._watched]
 
-    async def watch(self) -> None:
-        """Ask for every member's health. Never returns."""
-        await asyncio.gather(*(one.watch() for one in self._watched))
+    async def watch(self, back: Back = _nothing) -> None:
+        """Ask for every member's health, and call `back` when one that was away is not any more. Never returns."""
+        await asyncio.gather(*(one.watch(back) for one in self._watched))
 
-    async def join(self, member: Member) -> None:
-        """Another member from now on; asks for its health. Never returns."""
+    async def join(self, member: Member, back: Back = _nothing) -> None:
+        """The same for another member, from now on. Never returns."""
         self._watched.append(_Watched(member))
-        await self._watched[-1].watch()
+        await self._watched[-1].watch(back)
 
     async def answer(self, query: Query, so_far: tuple[LayerResult, ...]) -> LayerResult:
         tried: dict[_Watched, LayerUnavailable] = {}
@@ -163,7 +171,7 @@ class _Watched:
         finally:
             await _ended(task)
 
-    async def watch(self) -> None:
+    async def watch(self, back: Back) -> None:
         while True:
             check = asyncio.ensure_future(_told(self.member.health()))
             try:
@@ -172,12 +180,12 @@ class _Watched:
                     self._left(f"the {self.member.name} actor gives no sign of life")
                     await asyncio.wait((check,), timeout=CHECK_LOST_S)
                 if check.done():
-                    self._heard(check.result())
+                    self._heard(check.result(), back)
             finally:
                 await _ended(check)
             await asyncio.sleep(CHECK_EVERY_S)
 
-    def _heard(self, told: Health | str) -> None:
+    def _heard(self, told: Health | str, back: Back) -> None:
         if isinstance(told, str):
             self._left(told)
             return
@@ -185,6 +193,7 @@ class _Watched:
         if self.away is not None:
             log.info("%s is back", self.member.name)
             self.away, self._gone, self._strikes = None, asyncio.Future(), 0
+            back()
 
     def _left(self, reason: str) -> None:
         if self.away is None:

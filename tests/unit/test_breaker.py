@@ -139,6 +139,17 @@ async def test_a_slow_layer_costs_one_timeout_and_is_used_again_when_a_trial_suc
     assert (answer.layer, answer.path[0].outcome, answer.degraded) == ("bitnet", "answered", ())
 
 
+async def test_a_layer_that_is_known_to_be_back_needs_no_trial(clock: Clock) -> None:
+    gone = FailingLayer("bitnet", LayerUnavailable("the bitnet actor is gone"))
+    made = cascade(gone, clock)
+    await answer_of(made)
+    assert made.degraded == ("bitnet",)
+    made.is_back("bitnet")
+    assert made.degraded == ()
+    await answer_of(made)
+    assert len(gone.asked) == 2
+
+
 @pytest.mark.parametrize("error", [LayerError("a fault"), ValueError("a bug"), LayerBusy("16 questions wait")])
 async def test_a_layer_that_says_something_is_asked_again(error: Exception, clock: Clock) -> None:
     layer = FailingLayer("bitnet", error)

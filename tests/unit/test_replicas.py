@@ -72,13 +72,14 @@ async def streamed(layer: StreamingReplicas) -> list[str | None]:
 
 
 @asynccontextmanager
-async def watched(layer: Replicas, workers: Sequence[Worker]) -> AsyncIterator[None]:
-    """The layer knows how its members are."""
-    task = asyncio.create_task(layer.watch())
+async def watched(layer: Replicas, workers: Sequence[Worker]) -> AsyncIterator[asyncio.Event]:
+    """The layer knows how its members are; the event is set when one is back."""
+    back = asyncio.Event()
+    task = asyncio.create_task(layer.watch(back.set))
     try:
         await asyncio.gather(*(worker.checked.wait() for worker in workers))
         await asyncio.sleep(0)
-        yield
+        yield back
     finally:
         task.cancel()
         await asyncio.wait((task,))
@@ -186,17 +187,16 @@ async def test_a_silent_member_is_away_and_whoever_waits_for_it_goes_on_at_once(
 
 
 @pytest.mark.usefixtures("_impatient")
-async def test_a_member_that_is_back_is_asked_again() -> None:
+async def test_a_member_that_is_back_is_told_of_and_asked_again() -> None:
     worker = Worker("worker")
     worker.tells = LayerUnavailable("the actor is gone")
     layer = Replicas("bitnet", [worker])
-    async with watched(layer, [worker]):
+    async with watched(layer, [worker]) as back:
         with pytest.raises(LayerUnavailable, match="the actor is gone"):
             await said(layer)
+        assert not back.is_set()
         worker.tells = Health()
-        for _ in range(2):  # the second check begins after the first is told
-            worker.checked.clear()
-            await worker.checked.wait()
+        await asyncio.wait_for(back.wait(), 10)
         assert await said(layer) == "worker"
 
 
