@@ -154,6 +154,9 @@ def _environment(settings: Settings, head: bool) -> dict[str, str]:
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "5000",
         "RAY_gcs_rpc_server_reconnect_timeout_s": "30",
+        # The device's own keeper starts its Ray again. Only for one that was started anew, which has no keeper, the
+        # launcher logs in and starts all of it; sooner it would take the time that the first one needs.
+        "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "90",
     }
     if head:
         # Where the GCS keeps its state, so that it may die. A name of its own for each cluster: no other's state is taken up.
