@@ -118,10 +118,10 @@ async def keep_exporting(metrics: Metrics, orchestrator: Orchestrator, queue: Qu
         metrics.replica(orchestrator.in_flight, recorder.healthy, recorder.spooled_bytes())
         for layer, breaker in orchestrator.cascade.breakers.items():
             metrics.breaker(layer, breaker.state)
+        metrics.export()
         with suppress(StoreError):  # the recorder's gauge says that Redis is away
             counts = await queue.counts()
             metrics.queue(counts.waiting, counts.running, counts.dead)
-        metrics.export()
         await asyncio.sleep(EXPORT_S)
 
 
