@@ -41,7 +41,7 @@ CLIENTS = 16
 SAMPLE_S = 1.0
 #: A process below this is left out: a few pages more are per cent there.
 LEAST_MB = 20.0
-SETTINGS = {"KITBASH_QUERY_TTL": "15", "KITBASH_FEED_MAXLEN": "5000", "KOBOLD_MAX_TOKENS": "4"}
+SETTINGS = {"KITBASH_QUERY_TTL": "15", "KITBASH_FEED_MAXLEN": "5000", "KOBOLD_MAX_TOKENS": "4", "BITNET_MAX_TOKENS": "4"}
 
 
 class Soak:
