@@ -55,9 +55,11 @@ async def test_a_client_that_was_connected_before_a_restart_needs_no_second_atte
         for _ in range(2):
             pid = await asyncio.to_thread(RedisServer(folder, listen).start, dict(os.environ))
             process = psutil.Process(pid)
-            assert await client.xrange("nothing") == []
-            process.kill()
-            process.wait(10)
+            try:
+                assert await client.xrange("nothing") == []
+            finally:
+                process.kill()
+                process.wait(10)
     finally:
         await client.aclose()
         shutil.rmtree(folder)
