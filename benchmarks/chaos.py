@@ -51,7 +51,8 @@ KINDS = (
 )
 LAYERS = ("grain", "bitnet", "cartridge", "kobold")
 MIX = (*(KINDS[0],) * 8, KINDS[1], KINDS[2])
-SETTINGS = {"kitbash_replicas": 2, "kobold_max_tokens": 4, "kobold_timeout": 4000}
+#: The random models say as little as a student does, which stops when its answer is clear.
+SETTINGS = {"kitbash_replicas": 2, "bitnet_max_tokens": 4, "kobold_max_tokens": 4, "kobold_timeout": 4000}
 #: Seconds of load before a fault, that a fault lasts, and within which all has to be normal again.
 BEFORE_S, CUT_S, STOPPED_S, NORMAL_S = 3.0, 60.0, 30.0, 120.0
 #: Normal for so long, so that a fault that was not noticed yet is not taken for one that is over.
