@@ -24,7 +24,7 @@ from kitbash_ray.knowledge.library import Contents, Library
 from kitbash_ray.knowledge.vectors import Progress, VectorStore
 
 #: Raise it when the arrays or the table change their shape.
-FORMAT = 6
+FORMAT = 7
 PROBLEMS = "problems.json"
 #: Attempts to index a library that is being edited.
 TRIES = 10
