@@ -56,7 +56,7 @@ def test_a_killed_actor_costs_no_right_answer_and_comes_back(cluster: Cluster, c
         seen = len(unknown.answers)
         eventually(lambda: any(layer not in a.degraded for _, a in unknown.answers[seen + 1 :]), 20, "it is asked again")
     assert after != before
-    assert took < BACK_S, f"{layer} came back after {took:.1f} s"
+    assert took < BACK_S + SLACK_S, f"{layer} came back after {took:.1f} s"  # beside two who ask without a pause
     assert known.errors == unknown.errors == []
     assert {answer.answer for _, answer in known.answers} == {fact_text(ATP)}
     _assert_no_slow_layer(cluster, known, unknown)
