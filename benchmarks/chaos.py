@@ -274,7 +274,7 @@ def report(reports: dict[str, Report]) -> None:
         [each.row(name) for name, each in done.items()],
     )
     door = [fault.name for fault in FAULTS if fault.takes_the_door]
-    metrics = {
+    metrics: dict[str, float] = {
         "faults": sum(len(each.recovery_s) for each in done.values()),
         "sent": sum(each.sent for each in done.values()),
         "lost": sum(each.lost for each in done.values()),
@@ -282,13 +282,10 @@ def report(reports: dict[str, Report]) -> None:
         "wrong": sum(each.wrong for each in done.values()),
         "failed_later": sum(each.later for name, each in done.items() if name not in door),
         "failed_later_without_a_door": sum(each.later for name, each in done.items() if name in door),
-        **{
-            bound: round(
-                max(max(done[fault.name].recovery_s) for fault in FAULTS if fault.bound == bound and fault.name in done), 1
-            )
-            for bound in sorted({fault.bound for fault in FAULTS if fault.bound and fault.name in done})
-        },
     }
+    for fault in FAULTS:
+        if fault.bound and fault.name in done:
+            metrics[fault.bound] = max(metrics.get(fault.bound, 0.0), round(max(done[fault.name].recovery_s), 1))
     finish("chaos", metrics, {name: goal for name, goal in TARGETS.items() if name in metrics})
 
 

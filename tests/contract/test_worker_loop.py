@@ -11,7 +11,7 @@ import pytest
 from kitbash_ray import worker
 from kitbash_ray.errors import ClientError
 from kitbash_ray.testing import EchoLayer, SlowLayer
-from kitbash_ray.types import Layer
+from kitbash_ray.types import Answer, Layer
 from kitbash_ray.work_types import WorkerIn
 from kitbash_ray.worker import Door, Worker
 
@@ -35,12 +35,18 @@ async def at_work(door: FrontDoor, layer: Layer) -> AsyncIterator[tuple[Worker, 
     await asyncio.wait_for(running, 10)
 
 
+async def begun(door: FrontDoor, slow: SlowLayer, question: str) -> asyncio.Future[Answer]:
+    """A question that is asked, and that the layer works on by now."""
+    asking = asyncio.ensure_future(door.ask(question))
+    await asyncio.wait_for(slow.started.wait(), 10)
+    return asking
+
+
 @pytest.mark.usefixtures("fast")
 async def test_a_worker_gives_up_a_question_that_is_called_off_and_takes_the_next(door: FrontDoor) -> None:
     slow = SlowLayer("bitnet")
     async with at_work(door, slow):
-        asking = asyncio.ensure_future(door.ask("first"))
-        await asyncio.wait_for(slow.started.wait(), 10)
+        asking = await begun(door, slow, "first")
         asking.cancel()
         await asyncio.wait_for(slow.cancelled.wait(), 10)
         slow.release.set()
@@ -51,8 +57,7 @@ async def test_a_worker_gives_up_a_question_that_is_called_off_and_takes_the_nex
 async def test_a_worker_that_is_told_to_stop_ends_after_the_question_at_hand(door: FrontDoor) -> None:
     slow = SlowLayer("bitnet")
     async with at_work(door, slow) as (serving, running):
-        asking = asyncio.ensure_future(door.ask("one"))
-        await asyncio.wait_for(slow.started.wait(), 10)
+        asking = await begun(door, slow, "one")
         serving.stop()
         assert not running.done()
         slow.release.set()
@@ -65,8 +70,7 @@ async def test_a_worker_that_is_told_to_stop_ends_after_the_question_at_hand(doo
 async def test_an_answer_made_while_the_front_door_is_away_is_handed_in_when_it_is_back(door: FrontDoor) -> None:
     slow = SlowLayer("bitnet")
     async with at_work(door, slow):
-        asking = asyncio.ensure_future(door.ask("one"))
-        await asyncio.wait_for(slow.started.wait(), 10)
+        asking = await begun(door, slow, "one")
         await door.stop()
         slow.release.set()
         await door.start()
