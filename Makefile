@@ -17,7 +17,8 @@ demo: .venv/ready  ## start the cluster and ask eight questions
 	@$(BIN)/kitbash demo
 
 test: .venv/ready  ## run every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/contract tests/test_docs.py
+	@$(BIN)/python -m pytest tests/cluster tests/hosts
 
 test-hosts: .venv/ready  ## Kitbash on three simulated hosts; needs root
 	@$(BIN)/python -m pytest -m hosts tests/hosts -s

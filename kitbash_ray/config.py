@@ -56,8 +56,10 @@ class Settings(BaseSettings):
     redis_password: str | None = Field(None, description="Password of REDIS_HOST")
 
     cartridges_dir: Path = Field(PROJECT / "cartridges", description="Folder that holds the cartridges")
-    embedding_model: Path | None = Field(None, description="Any embedding GGUF; unset: all-MiniLM-L6-v2, converted once")
-    embedding_threads: PositiveInt = Field(2, description="CPU threads for embeddings")
+    embedding_model: Path | None = Field(None, description="Any embedding GGUF; unset: all-MiniLM-L6-v2, made once")
+    embedding_threads: PositiveInt = Field(
+        2, description="CPU threads for embedding many texts; of MiniLM one reads a question"
+    )
 
     grain_timeout: Milliseconds = Field(500, description="Milliseconds layer 0 may take")
     grain_resource: str = Field("gpu_1060", description="Ray resource of the device that holds the grain router")

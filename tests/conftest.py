@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kitbash_ray.config import load_settings
-from kitbash_ray.knowledge.embedder import Embedder, open_embedder
+from kitbash_ray.knowledge.embedder import Embeds, open_embedder
 from kitbash_ray.knowledge.verifier import Verifier, open_verifier
 from kitbash_ray.tiny_model import write_tiny_gguf
 
@@ -54,7 +54,7 @@ def _clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def embedder() -> Embedder:
+def embedder() -> Embeds:
     """The real MiniLM, in the cache folder that the program itself uses, so it is converted once."""
     return open_embedder(load_settings())
 

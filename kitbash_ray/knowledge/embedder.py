@@ -1,6 +1,5 @@
-"""Text to unit vectors, by an embedding GGUF under llama.cpp.
+"""Text to unit vectors: by MiniLM under ONNX Runtime, or by any embedding GGUF under llama.cpp.
 
-One `Embedder` holds one context, which is not thread-safe: callers wait for engines/compute.py.
 Not here: caching (library.py keeps the vectors of facts) and pooling models over devices.
 """
 
@@ -9,20 +8,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from kitbash_ray.engines.compute import compute
-from kitbash_ray.engines.llama_cpp import load_gguf
 from kitbash_ray.errors import ModelError
+from kitbash_ray.knowledge.encoder import Encoder, Vectors
 from kitbash_ray.knowledge.minilm import ensure_minilm
 
 if TYPE_CHECKING:
     from kitbash_ray.config import Settings
-
-Vectors = npt.NDArray[np.float32]
 
 #: Characters of a text that are looked at; MiniLM reads 256 word pieces at the most.
 MAX_CHARS = 2000
@@ -45,11 +41,41 @@ class Embeds(Protocol):
 
 
 class Embedder:
-    """An embedding model in this process."""
+    """MiniLM, or another encoder of bert_graph.py, in this process. Safe to use from several threads."""
+
+    def __init__(self, model: Path, *, threads: int = 2) -> None:
+        """Load `model`. Raises ModelError when it is no such graph."""
+        self._encoder = Encoder(model, max_tokens=MAX_TOKENS, threads=threads)
+        self.model_id = _model_id(model)
+        self.dimensions = self._encoder.dimensions
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors of `texts`, shape (len(texts), dimensions), float32."""
+        vectors = self._encoder.read([text[:MAX_CHARS] for text in texts])
+        unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many word pieces are read of all of `texts`."""
+        return self._encoder.count_tokens([text[:MAX_CHARS] for text in texts])
+
+
+class GgufEmbedder:
+    """An embedding GGUF in this process. Its one context is not thread-safe: callers wait for engines/compute.py."""
 
     def __init__(self, model: Path, *, threads: int = 2) -> None:
         """Load `model`. Raises ModelError when it is no embedding GGUF."""
-        self._llama = load_encoder(model, max_tokens=MAX_TOKENS, threads=threads)
+        from kitbash_ray.engines.llama_cpp import load_gguf
+
+        self._llama = load_gguf(
+            model,
+            embedding=True,
+            n_ctx=MAX_TOKENS,
+            n_batch=MAX_TOKENS,
+            n_ubatch=MAX_TOKENS,
+            n_threads=threads,
+            n_threads_batch=threads,
+        )
         self.model_id = _model_id(model)
         self.dimensions = int(self._llama.n_embd())
         if not self._usable():
@@ -70,30 +96,18 @@ class Embedder:
         return np.asarray([self._embed_one(text[:MAX_CHARS].strip() or ".") for text in texts], np.float32)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
-        """How many word pieces are read of all of `texts`."""
+        """How many tokens are read of all of `texts`."""
         return sum(min(len(self._llama.tokenize(text[:MAX_CHARS].encode())), MAX_TOKENS) for text in texts)
 
     def _embed_one(self, text: str) -> list[float]:
         return cast(list[float], compute(lambda: self._llama.embed(text, normalize=True, truncate=True)))
 
 
-def load_encoder(model: Path, *, max_tokens: int, threads: int) -> Any:
-    """llama.cpp's embedding context over `model`, for texts of up to `max_tokens`, read in one piece."""
-    return load_gguf(
-        model,
-        embedding=True,
-        n_ctx=max_tokens,
-        n_batch=max_tokens,
-        n_ubatch=max_tokens,
-        n_threads=threads,
-        n_threads_batch=threads,
-    )
-
-
-def open_embedder(settings: Settings) -> Embedder:
-    """The embedder of the settings; converts MiniLM first where none is configured."""
-    model = settings.embedding_model or ensure_minilm(settings.cache_dir)
-    return Embedder(model, threads=settings.embedding_threads)
+def open_embedder(settings: Settings) -> Embeds:
+    """The embedder of the settings; makes MiniLM's graph first where none is configured."""
+    if settings.embedding_model:
+        return GgufEmbedder(settings.embedding_model, threads=settings.embedding_threads)
+    return Embedder(ensure_minilm(settings.cache_dir), threads=settings.embedding_threads)
 
 
 def _model_id(model: Path) -> str:

@@ -221,12 +221,13 @@ def _overlap(weights: Mapping[str, float], words: Iterable[str], rarity: Rarity)
 
 
 def _all_words(candidate: Candidate) -> Words:
-    parts = [read(candidate.text), *map(read, candidate.asks)]
+    texts = (candidate.text, *candidate.asks)
+    parts = [*map(read, texts)]
     return Words(
         tuple(stem for part in parts for stem in part.content),
         frozenset().union(*(part.numbers for part in parts)),
         parts[0].negated,
-        frozenset().union(*(part.names for part in parts)),
+        texts,
     )
 
 

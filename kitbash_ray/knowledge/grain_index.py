@@ -40,7 +40,7 @@ GRAIN_CHARS = 300
 #: match with a cosine of 0.6 lies ten standard deviations before the 256th stranger.
 SHORTLIST = 256
 #: Rows whose distance is counted at a time: what is in between stays in the processor's cache.
-BLOCK_ROWS = 16_384
+BLOCK_ROWS = 32_768
 #: Ways to ask whose words are compared with a question's; no shipped fact has more than five.
 ASKS_READ = 8
 FAR_AWAY = np.uint16(0xFFFF)

@@ -108,7 +108,12 @@ class Words:
     content: tuple[str, ...]
     numbers: frozenset[str]
     negated: bool
-    names: frozenset[str]
+    texts: tuple[str, ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Stems of proper names. Looked for only where they are asked for: of all that is read they take longest."""
+        return frozenset().union(*map(_names, self.texts))
 
 
 def normalize(text: str) -> str:
@@ -152,7 +157,7 @@ def read(text: str) -> Words:
         if not word[0].isdigit() and word not in STOP_WORDS and word not in NEGATIONS and word not in NUMBER_WORDS
     )
     signs = frozenset() if text.isascii() else frozenset(char for char in text if char in _SIGNS)
-    return Words(content, numbers | spelled | signs, any(word in NEGATIONS for word in words), _names(text))
+    return Words(content, numbers | spelled | signs, any(word in NEGATIONS for word in words), (text,))
 
 
 @lru_cache(maxsize=65536)
@@ -221,11 +226,14 @@ def _canonical(number: str) -> str:
     return value.rstrip("0").rstrip(".") if "." in value else value.lstrip("0") or "0"
 
 
+@lru_cache(maxsize=65536)
 def _names(text: str) -> frozenset[str]:
-    """Stems of proper names: capitals inside a sentence, acronyms, letters mixed with digits."""
+    """Capitals inside a sentence, acronyms, letters mixed with digits."""
     found = set()
     for match in _WORD.finditer(text):
         word = match.group()
+        if word.isalpha() and word.islower():  # most words: no capital, no digit
+            continue
         if not _LETTER.search(word) or word == word.swapcase():  # digits, or a script without capitals
             continue
         mixed = bool(_DIGIT.search(word)) or word[1:] != word[1:].lower()

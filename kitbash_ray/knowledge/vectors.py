@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kitbash_ray.knowledge.embedder import Embeds, Vectors
+from kitbash_ray.knowledge.embedder import Embeds
+from kitbash_ray.knowledge.encoder import Vectors
 
 #: Called with (texts done, texts in all) while a build goes on.
 Progress = Callable[[int, int], None]

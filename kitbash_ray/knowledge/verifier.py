@@ -3,8 +3,7 @@
 MiniLM with low-rank changes to its blocks and a linear head: `verifier.npz`, 16 bits. It was made
 by benchmarks/fit_verifier.py from the shipped ways to ask (also with one thing swapped), from the
 reviewed traps and from the obscure held-out questions; never from what people ordinarily ask.
-The changes are merged into MiniLM's weights once, and llama.cpp runs the result as it runs an
-embedding model. Not here: when an answer is sure enough (calibration.py takes this as one of
+The changes are merged into MiniLM's weights once, and the result runs as MiniLM does. Not here: when an answer is sure enough (calibration.py takes this as one of
 many features).
 """
 
@@ -18,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kitbash_ray.engines.compute import compute
-from kitbash_ray.knowledge.embedder import load_encoder
+from kitbash_ray.knowledge.encoder import Encoder
 from kitbash_ray.knowledge.evidence import Candidate
-from kitbash_ray.knowledge.minilm import KIND, convert_once, read_weights
+from kitbash_ray.knowledge.minilm import ensure_encoder, read_weights
 
 if TYPE_CHECKING:
     from kitbash_ray.config import Settings
@@ -53,21 +51,19 @@ class Verifies(Protocol):
 
 
 class Verifier:
-    """The model in this process. Calls wait for each other."""
+    """The model in this process. Safe to use from several threads."""
 
     def __init__(self, cache_dir: Path, *, threads: int = 2, changes: Path = SHIPPED) -> None:
-        """Load it; the first time its GGUF is made. Raises ModelError when MiniLM's weights are missing."""
+        """Load it; the first time its graph is made. Raises ModelError when MiniLM's weights are missing."""
         learned = read_changes(changes)
         self._head, self._bias = learned["head.weight"], float(learned["head.bias"][0])
-        self._llama = load_encoder(ensure_verifier(cache_dir, changes), max_tokens=MAX_TOKENS, threads=threads)
+        self._encoder = Encoder(ensure_verifier(cache_dir, changes), max_tokens=MAX_TOKENS, threads=threads)
 
     def log_odds(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
         """Of each of `candidates`: that it answers `question`. Above 0 it rather does."""
-        return [self._read(side_by_side(question, item.text, nearest_ask(item))) for item in candidates]
-
-    def _read(self, text: str) -> float:
-        pooled = compute(lambda: self._llama.embed(text, normalize=False, truncate=True))
-        return float(np.asarray(pooled, np.float32) @ self._head) + self._bias
+        pairs = [side_by_side(question, item.text, nearest_ask(item)) for item in candidates]
+        odds: list[float] = (self._encoder.read(pairs) @ self._head + self._bias).tolist()
+        return odds
 
 
 def open_verifier(settings: Settings) -> Verifier:
@@ -88,10 +84,9 @@ def nearest_ask(candidate: Candidate) -> str:
 
 
 def ensure_verifier(cache_dir: Path, changes: Path = SHIPPED) -> Path:
-    """The path of the GGUF, made now if it is not there yet. Its name has the hash of `changes` in it."""
+    """The path of the graph, made now if it is not there yet. Its name has the hash of `changes` in it."""
     digest = hashlib.blake2b(changes.read_bytes(), digest_size=6).hexdigest()
-    target = cache_dir / "models" / f"verifier-{digest}-{KIND.lower()}.gguf"
-    return convert_once(target, lambda: with_changes(read_weights(), read_changes(changes)))
+    return ensure_encoder(cache_dir, f"verifier-{digest}", lambda: with_changes(read_weights(), read_changes(changes)))
 
 
 def read_changes(path: Path) -> dict[str, npt.NDArray[np.float32]]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration, logistic
-from kitbash_ray.engines.compute import THREAD
-from kitbash_ray.knowledge.embedder import Embeds, Vectors
+from kitbash_ray.knowledge.embedder import Embeds
+from kitbash_ray.knowledge.encoder import Vectors
 from kitbash_ray.knowledge.evidence import judge, measure, rounded
 from kitbash_ray.knowledge.grain_index import GrainIndex, Hit, Scope
 from kitbash_ray.knowledge.text import read, stands_alone
@@ -29,6 +29,8 @@ class GrainLayer:
         self.index = index
         self._embedder = embedder
         self._calibration = calibration
+        # One: what takes long here holds Python's lock anyway.
+        self._thread = ThreadPoolExecutor(1, "by meaning")
 
     async def answer(self, query: Query, so_far: tuple[LayerResult, ...] = ()) -> LayerResult:
         """A grain's text, or abstains: no grain near enough, or a question that leans on others."""
@@ -39,7 +41,7 @@ class GrainLayer:
             return self._said(exact.source, self._calibration.exact, "exact match")
         # It takes milliseconds, which an event loop that serves others must not wait.
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(THREAD, self._by_meaning, self.index, query.text, scope)
+        return await loop.run_in_executor(self._thread, self._by_meaning, self.index, query.text, scope)
 
     def _by_meaning(self, index: GrainIndex, text: str, scope: Scope) -> LayerResult:
         vector = self._embedder.embed([text])[0]
@@ -59,16 +61,13 @@ class GrainLayer:
 
     async def cosine(self, first: str, second: str) -> float:
         """How near the meanings of two texts are, by the embedder of the index."""
-        vectors = await asyncio.get_running_loop().run_in_executor(THREAD, self._embedder.embed, [first, second])
+        vectors = await asyncio.to_thread(self._embedder.embed, [first, second])
         return float(vectors[0] @ vectors[1])
 
     async def embed(self, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Unit vectors of `texts`, shape (len(texts), dimensions), float32, and how many tokens were read."""
-        loop = asyncio.get_running_loop()
-        # One by one, so that questions which wait for this thread come in between.
-        rows = [await loop.run_in_executor(THREAD, self._embedder.embed, [text]) for text in texts]
-        tokens = await loop.run_in_executor(THREAD, self._embedder.count_tokens, texts)
-        return np.concatenate(rows), tokens
+        vectors = await asyncio.to_thread(self._embedder.embed, texts)
+        return vectors, await asyncio.to_thread(self._embedder.count_tokens, texts)
 
     @property
     def dimensions(self) -> int:

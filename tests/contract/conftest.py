@@ -25,6 +25,7 @@ from kitbash_ray.redis_client import connect
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.types import Answer, Event, LayerResult, Query, Source
 
+from .minilm_gguf import write_minilm_gguf
 from .queued import OpenQueue
 from .redis_servers import Cluster, Sentinels
 from .work_front_door import FrontDoor
@@ -192,3 +193,9 @@ async def open_queue(redis: Redis, redis_url: str) -> AsyncIterator[OpenQueue]:
 @pytest.fixture
 def queue(open_queue: OpenQueue) -> Queue:
     return open_queue()
+
+
+@pytest.fixture(scope="session")
+def minilm_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published MiniLM for llama.cpp."""
+    return write_minilm_gguf(tmp_path_factory.mktemp("gguf") / "minilm.gguf")

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from kitbash_ray.calibration import load_calibration
 from kitbash_ray.config import load_settings
 from kitbash_ray.knowledge.cartridge import Fact
-from kitbash_ray.knowledge.embedder import Embedder
+from kitbash_ray.knowledge.embedder import Embeds
 from kitbash_ray.knowledge.evidence import FEATURES
 from kitbash_ray.knowledge.grain_index import GrainIndex, build_arrays
 from kitbash_ray.knowledge.retrieval import Retrieval, build_table
@@ -47,7 +47,7 @@ HISTORY = (Turn("user", "What is ATP?"), Turn("assistant", "It carries energy.")
 
 
 @pytest.fixture(scope="module")
-def knowledge(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> tuple[GrainIndex, Retrieval]:
+def knowledge(embedder: Embeds, tmp_path_factory: pytest.TempPathFactory) -> tuple[GrainIndex, Retrieval]:
     folder = tmp_path_factory.mktemp("knowledge")
     store = VectorStore(embedder, folder)
     build_table(FACTS, store, folder / "table")
@@ -55,12 +55,12 @@ def knowledge(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 @pytest.fixture
-def grain(knowledge: tuple[GrainIndex, Retrieval], embedder: Embedder) -> GrainLayer:
+def grain(knowledge: tuple[GrainIndex, Retrieval], embedder: Embeds) -> GrainLayer:
     return GrainLayer(knowledge[0], embedder, load_calibration())
 
 
 @pytest.fixture
-def cartridge(knowledge: tuple[GrainIndex, Retrieval], embedder: Embedder, verifier: Verifier) -> CartridgeLayer:
+def cartridge(knowledge: tuple[GrainIndex, Retrieval], embedder: Embeds, verifier: Verifier) -> CartridgeLayer:
     return CartridgeLayer(knowledge[1], knowledge[0], load_calibration(), embedder=embedder, verifier=verifier)
 
 
@@ -250,13 +250,13 @@ async def test_a_fact_that_someone_wrote_for_why_is_found_outside_a_conversation
     assert (await grain.answer(Query("Why?", history=HISTORY))).outcome == "abstained"
 
 
-async def test_a_swapped_index_answers_from_then_on(grain: GrainLayer, embedder: Embedder, tmp_path: Path) -> None:
+async def test_a_swapped_index_answers_from_then_on(grain: GrainLayer, embedder: Embeds, tmp_path: Path) -> None:
     new = Fact("bio:atp", "bio", "general", "ATP is a nucleotide.", ("what is ATP",), None)
     grain.index = GrainIndex(build_arrays([new], VectorStore(embedder, tmp_path)))
     assert (await grain.answer(Query("what is ATP"))).text == "ATP is a nucleotide."
 
 
-async def test_a_swapped_table_answers_from_then_on(cartridge: CartridgeLayer, embedder: Embedder, tmp_path: Path) -> None:
+async def test_a_swapped_table_answers_from_then_on(cartridge: CartridgeLayer, embedder: Embeds, tmp_path: Path) -> None:
     new = [Fact("bio:atp", "bio", "general", "ATP is a nucleotide.", ("what is ATP",), None)]
     store = VectorStore(embedder, tmp_path)
     build_table(new, store, tmp_path / "table")
@@ -271,7 +271,7 @@ async def test_every_sentence_of_layer_2_is_a_cited_fact(cartridge: CartridgeLay
     assert {source.fact_id for source in cited} == {"bio:atp", "bio:dna"}
 
 
-async def test_of_a_passage_the_sentence_that_answers_is_quoted(embedder: Embedder, verifier: Verifier, tmp_path: Path) -> None:
+async def test_of_a_passage_the_sentence_that_answers_is_quoted(embedder: Embeds, verifier: Verifier, tmp_path: Path) -> None:
     text = "The Varnholt dam was built by Ines Holm in 1932. It holds 40 million litres of water."
     facts, store = [Fact("a:1", "a", "general", text, (), None, excerpt=True)], VectorStore(embedder, tmp_path)
     build_table(facts, store, tmp_path / "table")

@@ -14,7 +14,7 @@ from kitbash_ray import tiny_model
 from kitbash_ray.engines.base import Sampling
 from kitbash_ray.engines.llama_cpp import LlamaCpp
 from kitbash_ray.errors import LayerError, ModelError
-from kitbash_ray.knowledge.embedder import Embedder
+from kitbash_ray.knowledge.embedder import GgufEmbedder
 from kitbash_ray.tiny_model import TINY_WORDS, write_tiny_adapter, write_tiny_gguf
 from kitbash_ray.types import Message
 
@@ -67,7 +67,8 @@ async def test_a_generation_that_stopped_leaves_the_engine_as_it_was(llama: Llam
     assert await text_of(llama) == whole
 
 
-async def test_an_embedding_comes_between_the_tokens_of_a_generation(llama: LlamaCpp, embedder: Embedder) -> None:
+async def test_an_embedding_comes_between_the_tokens_of_a_generation(llama: LlamaCpp, minilm_gguf: Path) -> None:
+    embedder = GgufEmbedder(minilm_gguf)
     async with aclosing(llama.generate(asking(), Sampling(WINDOW - 20))) as pieces:
         await anext(pieces)
         await asyncio.wait_for(asyncio.to_thread(embedder.embed, ["a cat"]), 10)
@@ -195,7 +196,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", sorted(BAD))
-@pytest.mark.parametrize("opened", [lambda path: LlamaCpp(path, context_tokens=64), Embedder], ids=["text", "embedding"])
+@pytest.mark.parametrize("opened", [lambda path: LlamaCpp(path, context_tokens=64), GgufEmbedder], ids=["text", "embedding"])
 def test_a_bad_file_is_refused_in_one_line_that_names_it(opened, kind: str, tiny_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(BAD[kind](tiny_gguf.read_bytes()))

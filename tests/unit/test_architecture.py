@@ -242,7 +242,7 @@ def test_imports_are_absolute(path: Path) -> None:
 
 @per_file([path for path in SOURCES if not path.is_relative_to(LIBRARY / "learn")])
 def test_only_what_teaches_knows_pytorch(path: Path) -> None:
-    assert {name for name in imports_of(path, deep=True) if names(name, {"torch", "tokenizers"})} == set()
+    assert {name for name in imports_of(path, deep=True) if names(name, {"torch"})} == set()
 
 
 @per_file([path for path in LIBRARY_FILES if not path.is_relative_to(LIBRARY / "learn")])

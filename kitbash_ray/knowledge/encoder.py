@@ -1,0 +1,63 @@
+"""A transformer encoder under ONNX Runtime: texts to the mean of their tokens' vectors.
+
+Each text is read by one thread, which is faster than many for a text of a question's length and
+disturbs no other program; many texts are read by several threads side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kitbash_ray.errors import ModelError
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Encoder:
+    """A graph of bert_graph.py in this process. Safe to use from several threads."""
+
+    def __init__(self, model: Path | bytes, *, max_tokens: int = 256, threads: int = 1) -> None:
+        """Load `model`. Raises ModelError when it is none of ours, or broken."""
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # The graph has the operators that it should have. Joined further, a sum and its normalization take thrice as long.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        given = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+            self._tokenizer = Tokenizer.from_str(self._session.get_modelmeta().custom_metadata_map["tokenizer"])
+        except Exception as error:  # ONNX Runtime raises a class of its own for each of its codes, without a base
+            raise ModelError(f"{str(model)[:200]!r} is no encoder: {error}. Delete it, and it is made anew.") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+        self._threads = ThreadPoolExecutor(threads, "encoder")
+        self.dimensions = int(self._session.get_outputs()[0].shape[1])
+
+    def read(self, texts: Sequence[str]) -> Vectors:
+        """Mean vectors of `texts`, shape (len(texts), dimensions), float32, of any length."""
+        if len(texts) < 2:
+            return np.concatenate([np.zeros((0, self.dimensions), np.float32), *map(self._read, texts)])
+        return np.concatenate(list(self._threads.map(self._read, texts)))
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens are read of all of `texts`."""
+        return sum(len(self._tokenizer.encode(text).ids) for text in texts)
+
+    def values(self, text: str, names: Sequence[str]) -> list[Any]:
+        """The outputs `names` of the graph for one text."""
+        ids = np.array([self._tokenizer.encode(text).ids], np.int64)
+        return list(self._session.run(list(names), {"ids": ids}))
+
+    def _read(self, text: str) -> Vectors:
+        vector: Vectors = self.values(text, ["pooled"])[0]
+        return vector
