@@ -52,7 +52,7 @@ def test_the_shipped_changes_are_whole() -> None:
 
 
 def test_other_changes_get_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifier, "convert_once", lambda target, weights: target)
+    monkeypatch.setattr(verifier, "ensure_encoder", lambda cache_dir, name, weights: cache_dir / name)
     paths = []
     for content in (b"one", b"two"):
         (tmp_path / "changes").write_bytes(content)
