@@ -31,6 +31,9 @@ SETTINGS = (
 
 WriteCartridge = Callable[..., Path]
 
+# pytest-xdist sets it, and a console that was made with it set keeps its width for ever.
+os.environ.pop("COLUMNS", None)
+
 
 def _isolate(patch: pytest.MonkeyPatch, folder: Path) -> None:
     for name in list(os.environ):

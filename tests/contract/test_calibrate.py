@@ -42,18 +42,13 @@ def run(*words: str) -> Result:
     return CliRunner().invoke(app, list(words))
 
 
-def said(done: Result) -> str:
-    """What was printed, as one line: where it is cut depends on the terminal."""
-    return " ".join(done.output.split())
-
-
 def test_a_calibration_is_fitted_shown_saved_and_used_from_then_on(library: Path) -> None:
     done = run("calibrate")
     assert done.exit_code == 0, done.output
     settings = load_settings()
     saved = load_calibration(calibration_file(settings))
     for part in ("grain", "cartridge", "threshold", "bound", saved.version, "expected calibration error"):
-        assert part in said(done)
+        assert part in done.output
     assert (calibration_file(settings).parent / "calibrations" / f"{saved.version}.json").exists()
     assert (settings.state_dir / "reliability.png").read_bytes().startswith(b"\x89PNG")
     assert open_calibration(settings) == saved
@@ -66,8 +61,8 @@ def test_on_too_few_questions_of_ones_own_nothing_is_proven_and_that_is_said(lib
     mine.write_text('{"query": "watts of lamp 2", "expected": ["zarquon:lamp-2"]}\n')
     done = run("calibrate", str(mine), "--alone")
     assert done.exit_code == 0, done.output
-    assert "Too few answers to prove a threshold" in said(done)
-    assert "exact matches only" in said(done)
+    assert "Too few answers to prove a threshold" in done.output
+    assert "exact matches only" in done.output
     answer = json.loads(run("ask", "--mode", "direct", "--json", "brightness of lamp 3 at Zarquon").stdout)
     assert answer["status"] == "abstained"
 
@@ -83,13 +78,13 @@ def test_check_tells_when_the_error_has_left_the_budget(
     lines = [{"query": f"How bright is lamp {n}?", "expected": [expected.format(n=n)]} for n in range(1, 6)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = run("calibrate", str(file), "--check")
-    assert (done.exit_code, says in said(done)) == (code, True), done.output
+    assert (done.exit_code, says in done.output) == (code, True), done.output
 
 
 def test_check_without_anything_to_check_says_what_to_do(library: Path) -> None:
     done = run("calibrate", "--check")
     assert done.exit_code == 0
-    assert "kitbash feedback" in said(done)
+    assert "kitbash feedback" in done.output
 
 
 def test_a_file_that_is_no_questions_is_refused(library: Path, tmp_path: Path) -> None:
