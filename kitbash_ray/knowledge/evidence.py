@@ -115,6 +115,11 @@ def judge(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> tup
     return best, _features(best, question, candidates, matches, rarity)
 
 
+def orders(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> list[float]:
+    """By which `judge` finds the best: each candidate's cosine with shared rare words counted in."""
+    return [match.order for match in _matches(read(question), candidates, rarity)]
+
+
 def rounded(features: tuple[float, ...]) -> tuple[float, ...]:
     """The features as they are recorded: the digits that could change a confidence."""
     return tuple(round(value, 4) for value in features)

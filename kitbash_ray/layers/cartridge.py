@@ -1,7 +1,8 @@
 """Layer 2: facts found by hybrid retrieval, put together into an answer with citations.
 
-One fact answers alone; of a passage, the sentence that answers is quoted. A question that names two things ("how do X and Y differ?") is
-answered from a fact about each. Nothing is said that no fact says.
+One fact answers alone: of the likeliest the one that, read beside the question, answers it best. Of a
+passage the sentence that answers is quoted. A question that names two things ("how do X and Y differ?")
+is answered from a fact about each. Nothing is said that no fact says.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
-from kitbash_ray.knowledge.evidence import Rarity, judge, measure, rounded
+from kitbash_ray.knowledge.evidence import Rarity, measure, orders, rounded
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
 from kitbash_ray.knowledge.quotes import Quote, QuoteFit, load_quote_fit, quote
 from kitbash_ray.knowledge.retrieval import Found, Retrieval
@@ -31,7 +32,11 @@ JOINING = frozenset({"and", "or", "versus", "vs", "between", "both", "compare", 
 ARTICLES = frozenset({"a", "an", "the", "of"})
 #: Facts that are handed on to layer 4 as the ground of its answer, the most relevant first.
 HANDED_ON = 5
-
+#: Facts that are read together with the question, which takes milliseconds each.
+READ_TOGETHER = 3
+#: What log-odds of 1 add to a cosine: of 1,817 ordinary questions 92 % find their fact first, without it 90 %;
+#: from 0.01 to 0.04 it makes little difference.
+ODDS_WEIGHT = 0.02
 
 Vector = npt.NDArray[np.float32]
 Table = tuple[Retrieval, GrainIndex]
@@ -112,13 +117,16 @@ class CartridgeLayer:
 
     def _single(self, text: str, found: list[Found], rarity: Rarity) -> _Synthesis:
         candidates = [item.candidate() for item in found]
-        best, _ = judge(text, candidates, rarity)
-        if found[best].sentences:
+        order = orders(text, candidates, rarity)
+        first, *others = sorted(range(len(found)), key=order.__getitem__, reverse=True)[:READ_TOGETHER]
+        if found[first].sentences:
             said = quote(text, [item for item in found if item.sentences], rarity, self._quotes)
             if said:
                 return _Synthesis((_Cited(said.found, said),), said.confidence, said.found.cosine)
-        [odds] = self._verifier.log_odds(text, [candidates[best]])  # of the best alone: each takes milliseconds
-        candidates[best] = changed(candidates[best], verified=odds)
+        likely = [first, *(at for at in others if not found[at].sentences)]
+        odds = self._verifier.log_odds(text, [candidates[at] for at in likely])
+        best, verified = max(zip(likely, odds, strict=True), key=lambda read: order[read[0]] + ODDS_WEIGHT * read[1])
+        candidates[best] = changed(candidates[best], verified=verified)
         features = measure(text, candidates, rarity, best)
         cited = (_Cited(found[best]),)
         return _Synthesis(cited, self._fit.confidence(features), found[best].cosine, rounded(features))
