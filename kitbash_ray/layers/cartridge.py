@@ -29,6 +29,8 @@ from kitbash_ray.types import LayerResult, Query, Source
 
 #: Words by which a question says that it is about more than one thing.
 JOINING = frozenset({"and", "or", "versus", "vs", "between", "both", "compare", "compared", "differ"})
+#: Those that stand between the two things.
+BETWEEN = frozenset({"and", "or", "versus", "vs"})
 ARTICLES = frozenset({"a", "an", "the", "of"})
 #: Facts that are handed on to layer 4 as the ground of its answer, the most relevant first.
 HANDED_ON = 5
@@ -155,15 +157,25 @@ def _halves(text: str, vector: Vector, found: list[Found]) -> tuple[str, str] | 
     """The question without what only the second fact speaks of, and without what only the first does.
 
     The two facts are those whose vectors together are nearest, among those of which each has a
-    word of the question that the other lacks.
+    word of the question that the other lacks; what joins the two things stands between these words.
     """
     asked = set(read(text).content)
     words = {item.grain.source.fact_id: asked & _words(item) for item in found}
     for first, second in sorted(combinations(found, 2), key=lambda pair: -_together(pair, vector)):
         ours, theirs = words[first.grain.source.fact_id], words[second.grain.source.fact_id]
-        if ours - theirs and theirs - ours:
+        if ours - theirs and theirs - ours and _apart(text, ours - theirs, theirs - ours):
             return _without(text, theirs - ours), _without(text, ours - theirs)
     return None
+
+
+def _apart(text: str, ours: set[str], theirs: set[str]) -> bool:
+    """Whether an "and" stands between the words of these stems and of those, if there is one at all."""
+    words = text.split()
+    joined = [at for at, word in enumerate(words) if word.strip(",").lower() in BETWEEN]
+    here, there = ([at for at, word in enumerate(words) if stems & set(read(word).content)] for stems in (ours, theirs))
+    if not joined or not here or not there:
+        return not joined
+    return any(max(here) < at < min(there) or max(there) < at < min(here) for at in joined)
 
 
 def _together(pair: tuple[Found, Found], vector: Vector) -> float:
