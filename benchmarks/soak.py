@@ -38,7 +38,9 @@ from kitbash_ray.tiny_model import write_tiny_gguf
 TARGETS = {"errors": ("<=", 0), "memory_growth_ratio": ("<=", 1.03)}
 SHARES = {"exact": 0.90, "by meaning": 0.08, "layer 2": 0.01, "layer 4": 0.01}
 CLIENTS = 16
-SAMPLE_S = 1.0
+SAMPLE_S = 3.0
+#: Seconds between two lines that say how far it is.
+TELL_S = 30.0
 #: A process below this is left out: a few pages more are per cent there.
 LEAST_MB = 20.0
 SETTINGS = {"KITBASH_QUERY_TTL": "15", "KITBASH_FEED_MAXLEN": "5000", "KOBOLD_MAX_TOKENS": "4", "BITNET_MAX_TOKENS": "4"}
@@ -78,6 +80,17 @@ class Soak:
             except httpx.HTTPError as error:
                 self.errors[f"{type(error).__name__} {error}"[:80]] += 1
             self.ms.append((time.perf_counter() - began) * 1000)
+
+    async def tell(self) -> None:
+        """Say how far it is, until cancelled."""
+        began = time.perf_counter()
+        while True:
+            await asyncio.sleep(TELL_S)
+            rate = max(len(self.ms), 1) / (time.perf_counter() - began)
+            left_s = (self._questions - len(self.ms)) / rate
+            print(
+                f"{len(self.ms):,} answered, {rate:.0f} a second, {left_s:.0f} s left; errors: {dict(self.errors)}", flush=True
+            )
 
 
 def pools() -> dict[str, list[str]]:
@@ -139,10 +152,11 @@ class Memory:
 
 
 async def soaked(soak: Soak, memory: Memory) -> float:
-    watching = asyncio.create_task(memory.watch())
+    beside = [asyncio.create_task(memory.watch()), asyncio.create_task(soak.tell())]
     began = time.perf_counter()
     await soak.run()
-    watching.cancel()
+    for task in beside:
+        task.cancel()
     return time.perf_counter() - began
 
 
