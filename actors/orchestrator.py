@@ -84,7 +84,7 @@ class Orchestrator:
         try:
             last = await self.cascade.run(query, tell)
             left = any(step.layer not in IN_PROCESS for step in _answer(last).path)
-            if left:
+            if left or self.recorder.late:  # late: a moment shows whether Redis is away or only busy
                 await self.recorder.flush()
             last = replace(last, answer=replace(_answer(last), recorded=self.recorder.healthy))
             self._record(last)

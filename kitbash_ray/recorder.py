@@ -31,8 +31,8 @@ BATCH_S, RETRY_S = 0.010, 1.0
 #: Events written at once; a script runs alone in Redis, so it must stay short.
 BATCH_EVENTS = 500
 #: Seconds that an answer waits for a Redis that says nothing. One that works replies within
-#: milliseconds; when it forks or its disk is slow, within a few tenths of a second.
-PATIENCE_S = 0.4
+#: milliseconds; when it forks, its disk is slow or the cores have too much to do, within half a second.
+PATIENCE_S = 1.0
 #: After so many seconds without a reply, nobody is told any more that things are recorded.
 LATE_S = 0.1
 #: What was confirmed in these last seconds is written once more when Redis is back. With `appendfsync
@@ -69,8 +69,12 @@ class Recorder:
     @property
     def healthy(self) -> bool:
         """Whether Redis has confirmed everything, up to what was appended a moment ago."""
-        late = self._sent_at is not None and time.monotonic() - self._sent_at > LATE_S
-        return self.trouble is None and not late
+        return self.trouble is None and not self.late
+
+    @property
+    def late(self) -> bool:
+        """Whether Redis has not replied for LATE_S; `flush` waits for what comes of it."""
+        return self._sent_at is not None and time.monotonic() - self._sent_at > LATE_S
 
     def append(self, event: Event) -> None:
         """Take an event; it is written within a few milliseconds."""
