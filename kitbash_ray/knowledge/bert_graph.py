@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kitbash_ray.knowledge.encoder import Encoder
+from kitbash_ray.knowledge.encoder import TOKENIZER, Encoder
 
 Array = npt.NDArray[Any]
 #: Adds the product of the value `x` with a matrix (out, in), and a bias, as the value `out`; returns its name.
@@ -34,8 +34,6 @@ SHARE = 0.65
 BLOCK = 256
 #: Mean cosine with the exact vectors below which a smaller kind of weights is not used.
 ALIKE = 0.995
-#: The metadata that has the tokenizer in it, as Hugging Face writes it.
-TOKENIZER = "tokenizer"
 
 #: Questions and statements of many kinds, for the range of every channel.
 SAMPLES = (

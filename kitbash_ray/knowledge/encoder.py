@@ -18,6 +18,9 @@ from kitbash_ray.errors import ModelError
 
 Vectors = npt.NDArray[np.float32]
 
+#: The metadata of a graph that has its tokenizer in it, as Hugging Face writes it.
+TOKENIZER = "tokenizer"
+
 
 class Encoder:
     """A graph of bert_graph.py in this process. Safe to use from several threads."""
@@ -35,7 +38,7 @@ class Encoder:
         given = model if isinstance(model, bytes) else str(model)
         try:
             self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-            self._tokenizer = Tokenizer.from_str(self._session.get_modelmeta().custom_metadata_map["tokenizer"])
+            self._tokenizer = Tokenizer.from_str(self._session.get_modelmeta().custom_metadata_map[TOKENIZER])
         except Exception as error:  # ONNX Runtime raises a class of its own for each of its codes, without a base
             raise ModelError(f"{str(model)[:200]!r} is no encoder: {error}. Delete it, and it is made anew.") from error
         self._tokenizer.no_padding()
