@@ -14,8 +14,8 @@ from .devices import ThreeDevices
 
 #: Everything here shares the two or more cores of one machine.
 SLACK_S = 20.0
-#: How long the cable of a device is out.
-CUT_S = 60.0
+#: Until Ray has given up a device whose cable is out; it does after half of that.
+GIVEN_UP_S = 60.0
 BACK_S = 60.0
 #: Layer 2 answers it from two facts; no grain does.
 TWO_FACTS = "What is the default port of Redis and of the Ray dashboard?"

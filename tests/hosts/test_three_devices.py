@@ -9,7 +9,7 @@ import time
 
 from tests.cluster.harness import ATP, UNKNOWN, eventually, fact_text
 
-from .asking import BACK_S, CUT_S, SLACK_S, TWO_FACTS, all_ready, asking, outcomes, serves_anew, tell
+from .asking import BACK_S, GIVEN_UP_S, SLACK_S, TWO_FACTS, all_ready, asking, outcomes, serves_anew, tell
 from .bed import Host
 from .devices import DOWN_S, KOBOLD_TIMEOUT_MS, UP_S, ThreeDevices
 
@@ -75,7 +75,7 @@ def test_a_device_that_was_cut_off_is_used_again(devices: ThreeDevices) -> None:
         assert devices.ask("What is ATP?")["answer"] == fact_text(ATP)
         eventually(lambda: devices.layers()["kobold"]["state"] == "gone", SLACK_S, "its heartbeat is missed")
         assert "port of Ray" in _wrong(devices, devices.c)
-        eventually(lambda: {"device", "resource"} <= _wrong(devices, devices.a), CUT_S, "Ray on the head has given it up")
+        eventually(lambda: {"device", "resource"} <= _wrong(devices, devices.a), GIVEN_UP_S, "Ray on the head has given it up")
     finally:
         devices.c.restore()
     restored = time.monotonic()
