@@ -10,6 +10,9 @@ help:  ## what there is
 
 setup: .venv/ready  ## set everything up in .venv
 
+$(BIN)/uv:
+	@$(PYTHON) scripts/setup.py
+
 .venv/ready: requirements.lock pyproject.toml scripts/setup.py
 	@$(PYTHON) scripts/setup.py
 
@@ -28,6 +31,6 @@ lint: .venv/ready  ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-lock: .venv/ready  ## compile requirements.lock anew from pyproject.toml, without the extra train
+lock: $(BIN)/uv  ## compile requirements.lock anew from pyproject.toml, without the extra train
 	@$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --extra documents --extra dev --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links -q -o requirements.lock
