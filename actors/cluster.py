@@ -162,6 +162,8 @@ def ray_environment(cluster_id: str) -> dict[str, str]:
         "RAY_AUTH_MODE": ray_auth(),  # said to all: a driver with an address does not look for the token itself
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # the front door is a worker, and people wait for it
+        # Each question is a call or two, of which the dashboard lists the last; Ray's own 100,000 are 60 MB of its GCS.
+        "RAY_task_events_max_num_task_in_gcs": "5000",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "PYTHONUNBUFFERED": "1",
     }

@@ -8,6 +8,8 @@ import socket
 import sys
 from pathlib import Path
 
+SUCCESSOR = Path(__file__).with_name("haproxy_successor.py")
+
 
 def haproxy_environment(folder: Path) -> dict[str, str]:
     """Variables for `ray start` on a node; `folder` (a short path: it holds a Unix socket) gets HAProxy's files.
@@ -18,7 +20,7 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         return {}
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_without_splice(folder)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_command(folder)),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -30,11 +32,15 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.3",
         # But one that starts slowly is not ended for it: on a busy device three times Serve's 5 s are too short.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+        # What a replica took with it into its death is asked of another one. Answers change nothing, and what is
+        # handed in has its key against doubles. Twice, because the first time may meet the dead one's closed door.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_RETRIES": "2",
     }
 
 
-def _without_splice(folder: Path) -> Path:
-    """A command that starts HAProxy with `-dS`.
+def _command(folder: Path) -> Path:
+    """A command that starts HAProxy with `-dS`, and beside it what takes its place when it is killed.
 
     Serve's configuration splices requests in the kernel. Then HAProxy 2.8 does not notice that a
     client is gone whose body came in a packet of its own, and the question keeps its place.
@@ -43,7 +49,16 @@ def _without_splice(folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     command = folder / "haproxy"
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(get_haproxy_binary())} -dS "$@"\n')
+    succeed = shlex.join([sys.executable, "-IS", str(SUCCESSOR)])
+    command.write_text(
+        f"""#!/bin/sh
+# Serve starts the first one itself; from then on its pid is handed down.
+spare=${{KITBASH_SERVE_PID:+spare}}
+export KITBASH_SERVE_PID="${{KITBASH_SERVE_PID:-$PPID}}"
+{succeed} $$ "$KITBASH_SERVE_PID" "$spare" "$0" "$@" &
+exec {shlex.quote(get_haproxy_binary())} -dS "$@"
+"""
+    )
     command.chmod(0o700)
     return command
 

@@ -3,8 +3,9 @@
 What to keep comes as JSON on standard input. Ray's processes that die are started again, and on
 the head its two Redises too. `ray down` stops Ray on the head and nothing more; so the keeper
 there, when it sees that, ends Redis and HAProxy and tells the other devices. On those Ray ends by
-itself after a while without the head, and its keeper starts it again when the head is back. Not
-here: which process is which (ray_node.py), starting the layers (launch.py).
+itself after a while without the head, and its keeper starts it again when the head is back. Of a
+link that was cut Ray hears only when it is there again, so the keeper looks after that. Not here:
+which process is which (ray_node.py), starting the layers (launch.py).
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ from kitbash_ray.state import Running, read_record, record_file, write_record
 #: A device whose head was away for so long stops trying: it is not coming back by itself.
 GIVE_UP_S = 900.0
 LOOK_EVERY_S = 0.5
+#: Over a link that was cut a connection is tried again after a second: so one that does not come at once is given up.
+LINK_S, LINK_EVERY_S = 0.5, 0.1
+#: How often it is looked whether the link is there, and after how long without it Ray is ended: by then the head has
+#: given this device up. So all is ready to join anew when the link is back.
+LINK_LOOK_EVERY_S, LOST_S = 3.0, 30.0
 LINK_MS = 10_000
 
 
@@ -48,7 +54,10 @@ class Keeper:
             threading.Thread(target=self._listen, name="down", daemon=True).start()
         first = True
         ray = RayNode(self._kept.command, ray_log(self._kept.settings))
-        while self._head_is_there():
+        while True:
+            ray.prepare()
+            if not self._head_is_there():
+                break
             ray.start()
             state = self._watch(ray)
             if state is State.STOPPED or (state is State.REFUSED and first and not self._kept.joins):
@@ -67,22 +76,35 @@ class Keeper:
         """
         if not self._kept.joins:
             return not self._over.is_set()
-        host, _, port = self._kept.joins.rpartition(":")
         end = time.monotonic() + GIVE_UP_S
         while not self._over.is_set() and time.monotonic() < end:
-            try:
-                socket.create_connection((host, int(port)), timeout=1).close()
+            if self._linked():
                 return True
-            except OSError:
-                self._over.wait(LOOK_EVERY_S)
+            self._over.wait(LINK_EVERY_S)
         return False
 
+    def _linked(self) -> bool:
+        """Whether the head takes connections."""
+        assert self._kept.joins
+        host, _, port = self._kept.joins.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=LINK_S).close()
+        except OSError:
+            return False
+        return True
+
     def _watch(self, ray: RayNode) -> State:
-        """Return when Ray is gone, or the cluster is to end."""
+        """Return when Ray is gone or out of the head's reach, or the cluster is to end."""
+        looked = linked = time.monotonic()
         while not self._over.wait(LOOK_EVERY_S):
             self._mind_redis()
             if (state := ray.look()) is not State.RUNS:
                 return state
+            if self._kept.joins and time.monotonic() - looked > LINK_LOOK_EVERY_S:
+                looked = time.monotonic()
+                linked = looked if self._linked() else linked
+                if looked - linked > LOST_S:
+                    return State.DIED
         return State.STOPPED
 
     def _listen(self) -> None:

@@ -26,6 +26,7 @@ from actors import cluster as local
 from actors.cluster import OBJECT_STORE_BYTES, UNITS, Tell
 from actors.haproxy import free_port
 from actors.kept import Kept, tell_down
+from actors.ray_node import RAY
 from kitbash_ray.config import CLUSTER_MARK, Settings, child_environment, load_settings, ray_token_file
 from kitbash_ray.devices import (
     Device,
@@ -224,7 +225,7 @@ def _let_keep(keeper: subprocess.Popen[bytes], found: Running, settings: Setting
     options = {"node-ip-address": str(metrics.hostname), "resources": json.dumps(dict.fromkeys(device.resources, UNITS)),
                "object-store-memory": str(OBJECT_STORE_BYTES), "num-cpus": str(os.cpu_count() or 1),
                "metrics-export-port": str(metrics.port)}  # fmt: skip
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", *flags, *_flags(options)]
+    command = [*RAY, "start", "--disable-usage-stats", *flags, *_flags(options)]
     kept = Kept(found.id, None if device.head else found.address, command, settings)
     assert keeper.stdin
     keeper.stdin.write(kept.to_json().encode())

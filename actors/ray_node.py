@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -48,8 +49,12 @@ def adopt() -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
+#: The command `ray`, which begins when its standard input ends: by then it has imported Ray, which takes a second.
+RAY = (sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.stdin.read(); main()")
+
+
 class RayNode:
-    """What `command`, a `ray start`, brings up. `log` gets what that command says."""
+    """What `command`, RAY with the arguments of a `ray start`, brings up. `log` gets what that command says."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self._command, self._log = command, log
@@ -59,10 +64,17 @@ class RayNode:
         #: When a part was started again, on the monotonic clock.
         self._begun: dict[str, float] = {}
 
+    def prepare(self) -> None:
+        """Do what can be done before there is a head to join, so that `start` takes less time."""
+        with self._log.open("wb") as output:
+            self._starter = _spawn(self._command, output, stdin=subprocess.PIPE)
+
     def start(self) -> None:
         """Begin to start it; `look` says what becomes of it."""
-        with self._log.open("wb") as output:
-            self._starter = _spawn(self._command, output)
+        if self._starter is None:
+            self.prepare()
+        assert self._starter
+        self._starter.stdin.close()
 
     def look(self) -> State:
         """How it is; what died but for the raylet is started again."""
@@ -131,8 +143,8 @@ class RayNode:
                     self._parts[name], self._commands[name] = process, command
 
 
-def _spawn(command: list[str], output: int | BinaryIO) -> psutil.Popen:
-    return psutil.Popen(command, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+def _spawn(command: list[str], output: int | BinaryIO, stdin: int = subprocess.DEVNULL) -> psutil.Popen:
+    return psutil.Popen(command, cwd="/", stdin=stdin, stdout=output, stderr=subprocess.STDOUT)
 
 
 def _being_stopped() -> bool:

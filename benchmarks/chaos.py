@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -117,14 +118,25 @@ class Report:
 
 
 def kill(host: str, what: str) -> Callable[[ThreeDevices], AbstractContextManager[None]]:
-    """SIGKILL for one process of a device that has `what` in its command line."""
+    """SIGKILL for one process of a device that has `what` in its command line. It has struck when the process is gone:
+    until its memory is freed, the kernel takes connections and questions for it."""
 
     @contextmanager
     def strikes(devices: ThreeDevices) -> Iterator[None]:
-        one_of(devices.bed.hosts[host], what).kill()
+        kill_now(one_of(devices.bed.hosts[host], what))
         yield
 
     return strikes
+
+
+def kill_now(process: psutil.Process) -> None:
+    """SIGKILL, and return when its sockets are closed."""
+    ended = os.pidfd_open(process.pid)
+    try:
+        process.kill()
+        select.select([ended], [], [])
+    finally:
+        os.close(ended)
 
 
 def one_of(host: Host, what: str) -> psutil.Process:
@@ -135,7 +147,7 @@ def one_of(host: Host, what: str) -> psutil.Process:
 
 @contextmanager
 def redis_killed(devices: ThreeDevices) -> Iterator[None]:
-    one_of(devices.a, f"redis-server {devices.a.address}").kill()  # the other one is Ray's
+    kill_now(one_of(devices.a, f"redis-server {devices.a.address}"))  # the other one is Ray's
     yield
 
 

@@ -3,9 +3,10 @@
 The questions are those of the shipped cartridges (whose facts have ways to ask) and of the
 development sets in benchmarks/data (whose facts have none, like imported ones): `dev_a` to
 `dev_c` and the cartridges' own questions.jsonl are deliberately obscure, with close near-misses,
-and teach the trees, like `traps_a` and `traps_b`, one small step away from a fact; `dev_d`, and `ordinary` and `everyday` (over the shipped cartridges), are what
-people ordinarily ask, and the error budget is kept on them. `newcomer` (over the shipped
-cartridges) takes no part in any of this; it judges the result.
+and teach the trees, like the traps, one small step away from a fact; `dev_d`, `ordinary`,
+`everyday` and `asked_*` (over the shipped cartridges) are what people ordinarily ask, and the error
+budget is kept on them. `newcomer` (over the shipped cartridges) takes no part in any of this; it
+judges the result.
 
     python -m benchmarks.fit_calibration [--write]
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from benchmarks.common import finish, print_table
 from kitbash_ray.calibration import SHIPPED, Calibration, save_calibration
@@ -32,12 +34,12 @@ from kitbash_ray.knowledge.grain_index import GrainIndex, build_arrays
 from kitbash_ray.knowledge.library import Library
 from kitbash_ray.knowledge.retrieval import Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
-from kitbash_ray.knowledge.verifier import Verifies, open_verifier
+from kitbash_ray.knowledge.verifier import Verifies, open_verifier, taught_questions
 from kitbash_ray.layers.bitnet import SHIPPED as STUDENT
 from kitbash_ray.layers.bitnet import StudentLayer, open_student
 from kitbash_ray.layers.cartridge import CartridgeLayer
 from kitbash_ray.layers.grain import GrainLayer
-from kitbash_ray.questions import Question, held_out
+from kitbash_ray.questions import Question, held_out, question_key
 from kitbash_ray.types import Query
 
 LAYERS = ("grain", "bitnet", "cartridge")
@@ -49,8 +51,13 @@ POOLED = "+others"
 OVER_SHIPPED = ("ordinary", "everyday", "asked_a", "asked_b", "asked_c")
 #: Never fitted, never used to choose anything: it tells how good the rest is.
 JUDGE = "newcomer"
-#: One small step away from a shipped fact, over the shipped cartridges: they teach.
-TRAPS = ("traps_a", "traps_b")
+#: One small step away from a shipped fact, over the shipped cartridges: they teach. Of the last, which has several
+#: for each fact, only those are asked here that the verifier has not learned from.
+TRAPS = ("traps_a", "traps_b", "traps_c")
+#: One of so many of these counts as ordinary for layer 2, on which the error budget is kept: what layer 0 hands on are
+#: near-misses more often than what people ask. Chosen on the left-out fifths of `dev_d`: without any, layer 2 alone
+#: answered 3 of its 22 near-misses, so 1, and one answerable question of 89 less.
+HANDED_ON = 6
 ORDINARY = frozenset({"dev_d", *OVER_SHIPPED})
 #: The shipped cartridges' own questions: `kitbash calibrate` asks them anew, so they are not stored.
 CARTRIDGES = "cartridges"
@@ -109,8 +116,10 @@ def shipped_library() -> Knowledge:
     """All general cartridges with their own questions and with the sets over them."""
     contents = Library(PROJECT / "cartridges").load()
     facts = [fact for fact in contents.facts if fact.faction == "general"]
-    own = [(CARTRIDGES, question) for question in held_out(contents)]
-    return Knowledge(facts, own + [(name, item) for name in (*OVER_SHIPPED, *TRAPS, JUDGE) for item in read_questions(name)])
+    questions = [(CARTRIDGES, question) for question in held_out(contents)]
+    questions += [(name, item) for name in (*OVER_SHIPPED, *TRAPS, JUDGE) for item in read_questions(name)]
+    taught = taught_questions()
+    return Knowledge(facts, [each for each in questions if each[0] != TRAPS[-1] or question_key(each[1].query) not in taught])
 
 
 def collect(store: VectorStore, verifier: Verifies, student: StudentLayer) -> dict[str, list[Sample]]:
@@ -125,9 +134,15 @@ def collect(store: VectorStore, verifier: Verifies, student: StudentLayer) -> di
     for library in (*sets.values(), pooled, shipped_library()):
         for layer, items in ask_all(library, store, verifier, student).items():
             found[layer] += items
-    # The verifier of layer 2 has learned from the traps already; without its opinion they would only blur the fit.
-    found["cartridge"] = [item for item in found["cartridge"] if item.group not in TRAPS]
+    found["cartridge"] = for_layer_2(found["cartridge"])
     return found
+
+
+def for_layer_2(items: list[Sample]) -> list[Sample]:
+    """Without the traps that its verifier has learned from, which would only blur the fit; some of the others are traffic."""
+    taught = taught_questions()
+    kept = [item for item in items if item.group not in TRAPS or item.question not in taught]
+    return [replace(item, traffic=item.traffic or (item.group == TRAPS[-1] and not item.question % HANDED_ON)) for item in kept]
 
 
 def table_rows(layer: str, samples: list[Sample], confidences: Floats, fit: Calibration) -> list[tuple[object, ...]]:

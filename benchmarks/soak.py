@@ -1,4 +1,4 @@
-"""Whether anything grows while 100,000 questions are answered as fast as they come.
+"""Whether anything grows while 100,000 questions are answered at a steady rate, four fifths of the highest.
 
 A cluster of its own on this machine, with tiny random models in layers 1 and 4. Clients ask one
 question after the other over HTTP: 90 % exact for layer 0, 8 % by meaning, 1 % for layer 2 and 1 %
@@ -38,6 +38,9 @@ from kitbash_ray.tiny_model import write_tiny_gguf
 TARGETS = {"errors": ("<=", 0), "memory_growth_ratio": ("<=", 1.03)}
 SHARES = {"exact": 0.90, "by meaning": 0.08, "layer 2": 0.01, "layer 4": 0.01}
 CLIENTS = 16
+#: The share of the questions that is asked as fast as they are answered, and the share of that rate that is kept from
+#: then on: what Redis holds is the questions of some seconds, and would rise and fall with the speed of the machine.
+WARM, STEADY = 0.05, 0.8
 SAMPLE_S = 3.0
 #: Seconds between two lines that say how far it is.
 TELL_S = 30.0
@@ -56,8 +59,12 @@ class Soak:
         self.answers: Counter[str] = Counter()
         self.ms: list[float] = []
         self.asked = 0
+        self._began = 0.0
+        #: When the steady rate began, with which question, and the seconds between two.
+        self._steady: tuple[float, int, float] | None = None
 
     async def run(self) -> None:
+        self._began = time.perf_counter()
         headers = {"Authorization": f"Bearer {self._own.token}"}
         limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
         async with httpx.AsyncClient(
@@ -68,6 +75,7 @@ class Soak:
     async def _client(self, http: httpx.AsyncClient, chance: random.Random) -> None:
         while self.asked < self._questions:
             self.asked += 1
+            await self._turn(self.asked)
             [way] = chance.choices(list(SHARES), weights=list(SHARES.values()))
             began = time.perf_counter()
             try:
@@ -80,6 +88,16 @@ class Soak:
             except httpx.HTTPError as error:
                 self.errors[f"{type(error).__name__} {error}"[:80]] += 1
             self.ms.append((time.perf_counter() - began) * 1000)
+
+    async def _turn(self, number: int) -> None:
+        """Return when it is this question's turn."""
+        if number < self._questions * WARM:
+            return
+        now = time.perf_counter()
+        if self._steady is None:
+            self._steady = now, number, (now - self._began) / number / STEADY
+        began, first, apart_s = self._steady
+        await asyncio.sleep(max(0.0, began + (number - first) * apart_s - now))
 
     async def tell(self) -> None:
         """Say how far it is, until cancelled."""

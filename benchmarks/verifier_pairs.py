@@ -1,7 +1,7 @@
 """Questions beside facts, with whether the fact answers: what the verifier of layer 2 learns from.
 
 From the shipped cartridges' ways to ask (each against its own fact, against the nearest others, and
-with one thing swapped so that its fact no longer answers), from the reviewed traps, and from the
+with one thing swapped so that its fact no longer answers), from the traps, and from the
 obscure held-out questions. What people ordinarily ask (`dev_d`, `ordinary`, `everyday`, `asked_*`)
 and the judges (`newcomer`, `swaps`) are not in it. Not here: the training (fit_verifier.py).
 """
@@ -14,11 +14,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.fit_calibration import CARTRIDGES, DATA, ORDINARY, Knowledge, read_set, shipped_library
+from benchmarks.fit_calibration import CARTRIDGES, DATA, ORDINARY, TRAPS, Knowledge, read_set, shipped_library
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.documents import read_jsonl
 from kitbash_ray.knowledge.embedder import Vectors
@@ -27,11 +27,11 @@ from kitbash_ray.knowledge.text import NEGATIONS, NUMBER_WORDS, STOP_WORDS, norm
 from kitbash_ray.knowledge.vectors import VectorStore
 from kitbash_ray.questions import question_key
 
-TRAPS = ("traps_a", "traps_b")
 OBSCURE = ("dev_a", "dev_b", "dev_c")
 JUDGES = ("newcomer", "swaps")
-#: What a pair weighs: reviewed traps teach most, then real questions, then what is made from asks.
-WEIGHTS = {"trap": 4.0, "obscure": 2.0}
+#: What a pair weighs where it is not 1: what was written one by one teaches more than what is made from asks, and of
+#: traps there are four times as many as of the questions beside them that are answered.
+WEIGHTS = {"trap": 2.0, "control": 4.0, "obscure": 2.0}
 #: Candidates of an obscure question that it is put beside.
 BESIDE = 3
 #: Above this cosine another fact's text asks the same thing, so that fact may answer too.
@@ -60,7 +60,12 @@ class Pair(NamedTuple):
 
     @property
     def held_out(self) -> bool:
-        return hashlib.blake2b(self.fact.encode(), digest_size=1).digest()[0] % HOLD_OUT == 0
+        return is_held_out(self.fact)
+
+
+def is_held_out(fact: str) -> bool:
+    """Whether nothing is learned from what is about the fact of this id."""
+    return hashlib.blake2b(fact.encode(), digest_size=1).digest()[0] % HOLD_OUT == 0
 
 
 def all_pairs(store: VectorStore, seed: int = 0) -> list[Pair]:
@@ -83,8 +88,13 @@ def all_pairs(store: VectorStore, seed: int = 0) -> list[Pair]:
 def taught_keys() -> set[int]:
     """The `question_key` of every held-out question and trap that the verifier may have learned from."""
     own = [question.query for group, question in shipped_library().questions if group == CARTRIDGES]
-    sets = [raw["query"] for name in (*TRAPS, *OBSCURE) for _, raw in read_jsonl(DATA / name / "questions.jsonl")]
-    return {question_key(query) for query in (*own, *sets)}
+    obscure = [raw["query"] for name in OBSCURE for _, raw in read_jsonl(DATA / name / "questions.jsonl")]
+    traps = [raw["query"] for raw in read_traps() if not is_held_out(raw["of"])]
+    return {question_key(query) for query in (*own, *obscure, *traps)}
+
+
+def read_traps() -> list[dict[str, Any]]:
+    return [raw for name in TRAPS for _, raw in read_jsonl(DATA / name / "questions.jsonl")]
 
 
 def _nearest_asks(fact: Fact, question: Vectors, store: VectorStore, text: str) -> tuple[str, ...]:
@@ -97,17 +107,19 @@ def _nearest_asks(fact: Fact, question: Vectors, store: VectorStore, text: str) 
 
 
 def _trap_pairs(library: Knowledge, store: VectorStore) -> Iterator[Pair]:
-    """Each trap beside the fact that it was made from, and beside what is found for it."""
-    traps = [raw for name in TRAPS for _, raw in read_jsonl(DATA / name / "questions.jsonl")]
+    """Each trap beside the fact that it was made from, and beside what is found for it, unless that fact is held out."""
+    traps = read_traps()
     vectors = store.vectors([raw["query"] for raw in traps])
     facts, index = {fact.id: fact for fact in library.facts}, GrainIndex(build_arrays(library.facts, store))
     for raw, vector in zip(traps, vectors, strict=True):
-        beside = [hit.grain.source.fact_id for hit in index.nearest(vector, Scope())][: BESIDE - 1]
+        found = [hit.grain.source.fact_id for hit in index.nearest(vector, Scope())][: BESIDE - 1]
+        # Whether another cartridge answers it was looked at by nobody.
+        beside = [] if is_held_out(raw["of"]) else [at for at in found if at.partition(":")[0] == raw["of"].partition(":")[0]]
         for at in dict.fromkeys((raw["of"], *beside)):
             fact, answers = facts[at], at in raw["expected"]
             asks = _nearest_asks(fact, vector, store, raw["query"])
-            weight = WEIGHTS["trap"] if at == raw["of"] else 1.0
-            yield Pair(raw["query"], fact.text, asks, answers, weight, "control" if answers else "trap", at)
+            kind = "control" if answers else "trap" if at == raw["of"] else "beside"
+            yield Pair(raw["query"], fact.text, asks, answers, WEIGHTS.get(kind, 1.0), kind, at)
 
 
 def _obscure_pairs(library: Knowledge, store: VectorStore) -> Iterator[Pair]:

@@ -18,6 +18,8 @@ from urllib.parse import quote
 from kitbash_ray.errors import StoreError
 
 START_S = 10.0
+#: Of 1 to 10. All that Kitbash writes expires; at 1 Redis is content while a tenth of its keys are over, at 10 a hundredth.
+EXPIRE_EFFORT = "10"
 #: A Unix socket's path has 108 bytes at the most, its final NUL among them.
 MAX_SOCKET_PATH = 107
 
@@ -67,6 +69,7 @@ class RedisServer:
             "unixsocket": str(self.socket), "unixsocketperm": "700", "dir": str(data),
             "appendonly": "yes", "appendfsync": "everysec", "save": "", "daemonize": "no",
             "logfile": str(data / "redis.log"),
+            "active-expire-effort": EXPIRE_EFFORT,
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         process = subprocess.Popen(

@@ -1,7 +1,8 @@
 """A layer done by several members, on several devices: the least busy of those that live is asked.
 
 A member is an actor, or workers elsewhere. Its health is asked for once a second; one that does
-not tell it is away, and whoever waits for it goes on to the next member at once. Among equals a conversation
+not tell it is away, and whoever waits for it goes on to the next member at once. One that is away is
+asked more often, because somebody waits for it. Among equals a conversation
 stays with one member, which has its beginning in memory. Not here: whether the layer as a whole
 is worth asking (breaker.py).
 """
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CHECK_EVERY_S = 1.0
+CHECK_EVERY_S, CHECK_AWAY_EVERY_S = 1.0, 0.25
 #: A member that takes longer is away. A machine with too much to do is late as well, so this is long;
 #: a layer's own timeout ends a question earlier where it is shorter.
 CHECK_S = 5.0
@@ -183,7 +184,7 @@ class _Watched:
                     self._heard(check.result(), back)
             finally:
                 await _ended(check)
-            await asyncio.sleep(CHECK_EVERY_S)
+            await asyncio.sleep(CHECK_EVERY_S if self.away is None else CHECK_AWAY_EVERY_S)
 
     def _heard(self, told: Health | str, back: Back) -> None:
         if isinstance(told, str):

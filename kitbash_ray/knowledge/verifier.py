@@ -2,9 +2,9 @@
 
 MiniLM with low-rank changes to its blocks and a linear head: `verifier.npz`, 16 bits. It was made
 by benchmarks/fit_verifier.py from the shipped ways to ask (also with one thing swapped), from the
-reviewed traps and from the obscure held-out questions; never from what people ordinarily ask.
-The changes are merged into MiniLM's weights once, and the result runs as MiniLM does. Not here: when an answer is sure enough (calibration.py takes this as one of
-many features).
+traps and from the obscure held-out questions; never from what people ordinarily ask.
+The changes are merged into MiniLM's weights once, and the result runs as MiniLM does. Not here: when
+an answer is sure enough (calibration.py takes this as one of many features).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from kitbash_ray.errors import KitbashError
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.types import Answer
 
-from .harness import ATP, SLACK_S, UNKNOWN, Asked, Cluster, asking, eventually, fact_text, naming, processes, stopped
+from .harness import ATP, SLACK_S, UNKNOWN, Asked, Cluster, asking, eventually, fact_text, listening, naming, processes, stopped
 from .redis_trouble import all_back, without_redis
 
 #: Within this many seconds Ray has a killed actor back.
@@ -207,19 +207,49 @@ def replicas(cluster: Cluster) -> list[psutil.Process]:
 
 
 def test_a_killed_front_door_comes_back_with_the_same_answers(cluster: Cluster, client: Kitbash) -> None:
+    answer = _answer_of_new_replicas(cluster)
+    assert eventually(lambda: client.events(answer.query_id), 5, "it is recorded")
+
+
+def _answer_of_new_replicas(cluster: Cluster) -> Answer:
+    """Kill every replica; what those that come after them answer."""
     before = replicas(cluster)
     for replica in before:
         replica.kill()
     answer = eventually(lambda: _asked_again(cluster), 60, "the front door answers again")
     assert answer.answer == fact_text(ATP)
     assert {replica.pid for replica in replicas(cluster)}.isdisjoint({replica.pid for replica in before})
-    assert eventually(lambda: client.events(answer.query_id), 5, "it is recorded")
+    return answer
 
 
 def _asked_again(cluster: Cluster) -> Answer | None:
     with Kitbash(settings=cluster.settings) as client, suppress(KitbashError):
         return client.ask("What is ATP?")
     return None
+
+
+def test_a_killed_haproxy_has_a_successor_at_once_which_knows_new_replicas(cluster: Cluster, client: Kitbash) -> None:
+    (door,) = eventually(lambda: settled(haproxies(cluster)), 10, "one that was not started a moment ago listens")
+    for _ in range(2):  # the successor has one, too
+        door.kill()
+        killed = time.monotonic()
+        eventually(lambda: _asked_again(cluster), 5, "the front door answers again")
+        assert time.monotonic() - killed < 2, "Serve itself takes longer"
+        (other,) = eventually(lambda: settled(haproxies(cluster)), 10, "the successor listens")
+        assert other.pid != door.pid
+        door = other
+    _answer_of_new_replicas(cluster)
+
+
+def settled(found: list[psutil.Process]) -> list[psutil.Process]:
+    """The same if it is one process that has run for more than a second."""
+    return found if len(found) == 1 and time.time() - found[0].create_time() > 1 else []
+
+
+def haproxies(cluster: Cluster) -> list[psutil.Process]:
+    """Those that listen, without one that works off its last connections."""
+    port = cluster.settings.kitbash_port
+    return [process for process in processes(cluster.found.id) if process.name() == "haproxy" and port in listening([process])]
 
 
 def test_what_a_killed_front_door_had_spooled_is_written_by_the_next(cluster: Cluster, client: Kitbash) -> None:

@@ -13,21 +13,27 @@ import pytest
 
 from tests.cluster.harness import eventually
 
+PARTS = ("gcs_server", "log_monitor.py", "raylet")
 #: Leaves processes that are named like Ray's, as `ray start` does.
-STARTER = """
+STARTER = f"""
 import subprocess, sys
-for name in ("gcs_server", "log_monitor.py", "raylet"):
+for name in {PARTS}:
     subprocess.Popen([sys.executable, sys.argv[1] + "/" + name], stdin=subprocess.DEVNULL)
 """
 #: In a process of its own, because it adopts.
 KEEPER = """
 import sys, time
 from pathlib import Path
+import psutil
 from actors.ray_node import RayNode, State, adopt
 adopt()
 node = RayNode(sys.argv[2:], Path(sys.argv[1]))
 node.start()
+found = False
 while (state := node.look()) is State.RUNS:
+    if not found and len(psutil.Process().children()) == 3:
+        found = True
+        print("looked after", flush=True)
     time.sleep(0.05)
 node.end(but=())
 print(state.name, flush=True)
@@ -39,7 +45,7 @@ Start = Callable[[str], "subprocess.Popen[str]"]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start a keeper of what a program leaves; nothing of it stays."""
-    for name in ("gcs_server", "log_monitor.py", "raylet"):
+    for name in PARTS:
         (tmp_path / name).write_text("import signal; signal.pause()")
     keepers = []
 
@@ -60,17 +66,23 @@ def start(tmp_path: Path) -> Iterator[Start]:
         keeper.stdout.close()
 
 
+def named(process: psutil.Process, name: str) -> bool:
+    """Whether it runs the file of this name; one that is just ending has no command line, or is gone already."""
+    try:
+        return any(Path(argument).name == name for argument in process.cmdline()[-1:])
+    except psutil.NoSuchProcess:
+        return False
+
+
 def part(keeper: subprocess.Popen[str], name: str) -> psutil.Process | None:
-    for child in psutil.Process(keeper.pid).children():
-        if child.status() != psutil.STATUS_ZOMBIE and Path(child.cmdline()[-1]).name == name:
-            return child
-    return None
+    return next((child for child in psutil.Process(keeper.pid).children() if named(child, name)), None)
 
 
 def parts(keeper: subprocess.Popen[str]) -> dict[str, psutil.Process]:
-    """All three, once they are there and looked after."""
-    eventually(lambda: len(psutil.Process(keeper.pid).children()) == 3, 20, "three processes are left to the keeper")
-    found = {name: part(keeper, name) for name in ("gcs_server", "log_monitor.py", "raylet")}
+    """All three, once the keeper says that it has found them."""
+    assert keeper.stdout
+    assert keeper.stdout.readline() == "looked after\n"
+    found = {name: part(keeper, name) for name in PARTS}
     return {name: process for name, process in found.items() if process}
 
 

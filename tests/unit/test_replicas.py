@@ -89,6 +89,7 @@ async def watched(layer: Replicas, workers: Sequence[Worker]) -> AsyncIterator[a
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicas, "CHECK_S", 0.05)
     monkeypatch.setattr(replicas, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(replicas, "CHECK_AWAY_EVERY_S", 0.01)
 
 
 async def test_the_less_busy_member_is_asked() -> None:
