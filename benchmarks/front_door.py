@@ -6,8 +6,8 @@ beside it, two deployments with the same Serve options that answer at once:
     noop   as Serve's documentation writes an application: FastAPI with a pydantic body and reply, no token
     bare   the front door's own light route, gate and models, with no cascade behind them
 
-Runs are interleaved; medians are reported. The load comes from `wrk` (apt install wrk), because
-a client in Python would take a core.
+Runs are short, many and interleaved, because the speed of a shared machine changes within seconds; medians
+are reported. The load comes from `wrk` (apt install wrk), because a client in Python would take a core.
 
     python -m benchmarks.front_door [--quick]
 """
@@ -66,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk is needed to make the load: apt install wrk")
-    rounds, seconds = (2, 3) if options.quick else (5, 6)
+    rounds, seconds = (3, 2) if options.quick else (15, 2)
     with own_cluster() as own:
         subprocess.run([sys.executable, "-m", "benchmarks.no_ops", own.address], check=True)
         runs = measure(own.url, own.token, rounds, seconds, own.folder)
