@@ -5,7 +5,7 @@ mean of the token vectors; kitbash_ray/knowledge/verifier.py merges them into a 
 processor core in about a quarter of an hour. Needs the extra `train` (PyTorch). Not here: the pairs
 that it learns from (verifier_pairs.py).
 
-    python -m benchmarks.fit_verifier [--minutes 15] [--write]
+    python -m benchmarks.fit_verifier [--minutes 15] [--resume] [--write]
 """
 
 from __future__ import annotations
@@ -208,16 +208,30 @@ def save(model: CrossEncoder, path: Path) -> None:
     np.savez_compressed(path, **{name: array.astype(np.float16) for name, array in arrays.items()}, seen=taught)
 
 
+def load(model: CrossEncoder, path: Path) -> None:
+    """The inverse of `save`."""
+    with np.load(path) as stored, torch.no_grad():
+        model.head.weight[0], model.head.bias[:] = torch.tensor(stored["head.weight"]), torch.tensor(stored["head.bias"])
+        for name in model.down:
+            plain = name.replace("/", ".")
+            model.down[name][:] = torch.tensor(stored[f"{plain}.down"])
+            model.up[name][:] = torch.tensor(stored[f"{plain}.up"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--resume", action="store_true", help="go on from the verifier.npz that is there")
     parser.add_argument("--write", action="store_true", help="replace verifier.npz in kitbash_ray/knowledge/")
     options = parser.parse_args()
     torch.set_num_threads(1)  # on shared cores two threads wait for each other
     torch.manual_seed(0)
-    rnd, settings, folder = random.Random(0), load_settings(), weights_folder()
+    # What was read before is read again in another order and with other noise.
+    rnd, settings, folder = random.Random(int(options.resume)), load_settings(), weights_folder()
     pairs = all_pairs(VectorStore(open_embedder(settings), settings.cache_dir))
     reader, model = Reader(folder, rnd), CrossEncoder(folder)
+    if options.resume:
+        load(model, SHIPPED)
     held_out = [pair for pair in pairs if pair.held_out]
     seen = train(model, [pair for pair in pairs if not pair.held_out], reader, options.minutes, rnd)
     areas = told_apart(model, held_out, reader)
