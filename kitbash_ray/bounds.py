@@ -74,18 +74,35 @@ def lowest_threshold(
     """
     total = len(confidences)
     ends, wrong, values = _thresholds(confidences, right)
-    bounds = _upper_bounds(wrong, ends, 1 - (1 - level) / len(STARTS))
-    holds = bounds <= max_error
+    found = last_proven(ends, wrong, total, max_error, level)
+    if found is None:
+        return Threshold(1.0, total, 0, 0.0, 1.0)
+    return proven(float(values[found]), total, int(ends[found]), int(wrong[found]), level)
+
+
+def last_proven(
+    accepted: npt.NDArray[np.intp], wrong: npt.NDArray[np.intp], total: int, max_error: float, level: float = LEVEL
+) -> int | None:
+    """Of rules, the strictest first, that accept so many of `total` answers and so many wrong ones among them: the
+    place of the last whose error is at most `max_error` with `level` confidence, over all rules tried."""
+    holds = _upper_bounds(wrong, accepted, _corrected(level)) <= max_error
     found = -1
     for start in STARTS:
-        first = int(np.searchsorted(ends, start * total))
+        first = int(np.searchsorted(accepted, start * total))
         failures = np.flatnonzero(~holds[first:])
         passed = int(failures[0]) if len(failures) else len(holds) - first
         found = max(found, first + passed - 1 if passed else -1)
-    if found < 0:
-        return Threshold(1.0, total, 0, 0.0, 1.0)
-    accepted, errors = int(ends[found]), int(wrong[found])
-    return Threshold(float(values[found]), total, accepted, errors / accepted, float(bounds[found]))
+    return None if found < 0 else found
+
+
+def proven(value: float, questions: int, accepted: int, wrong: int, level: float = LEVEL) -> Threshold:
+    """A threshold that was found by `last_proven`, with its bound."""
+    return Threshold(value, questions, accepted, wrong / max(1, accepted), upper_bound(wrong, accepted, _corrected(level)))
+
+
+def _corrected(level: float) -> float:
+    """The confidence that each test needs so that all sequences together have `level`."""
+    return 1 - (1 - level) / len(STARTS)
 
 
 def _thresholds(

@@ -27,6 +27,7 @@ from kitbash_ray.knowledge.grain_index import FACTIONS, GrainIndex, Scope
 from kitbash_ray.knowledge.verifier import taught_questions
 from kitbash_ray.layers.generative import TOKEN_FEATURES, TOKENS_FOR
 from kitbash_ray.questions import Question, question_key
+from kitbash_ray.shared_budget import SHARES, shared_thresholds
 from kitbash_ray.types import LayerResult
 
 #: The evidence of the question sets that Kitbash ships with, numbers only.
@@ -91,6 +92,8 @@ def calibrate(
     for layer, items in samples.items():
         if len(items) >= FEWEST:
             fits[layer], unseen[layer] = fit_layer(items, layer, (models or {}).get(layer))
+    if SHARES.keys() <= fits.keys():
+        fits |= _together(fits, samples, unseen)
     digest = hashlib.blake2b(repr(sorted(fits.items())).encode(), digest_size=3).hexdigest()
     wrong, asked = exact
     # By the rule of succession: what was never seen to fail is not known never to.
@@ -136,6 +139,29 @@ def fit_layer(samples: Sequence[Sample], layer: str, model: str | None = None) -
     trees, bias = _fit(samples, signs)
     accuracy = round(float(right[answerable].mean()), 4) if answerable.any() else 0.0
     return LayerCalibration(features, trees, bias, len(samples), accuracy, thresholds, model), unseen
+
+
+def _together(
+    fits: dict[str, LayerCalibration], samples: dict[str, list[Sample]], unseen: dict[str, Floats]
+) -> dict[str, LayerCalibration]:
+    """The layers that share the error budget, with thresholds for what is ordinarily asked of them one after the other."""
+    ordinary = {_place(item): None for layer in SHARES for item in samples[layer] if item.traffic}
+    asked = ordinary or {_place(item): None for layer in SHARES for item in samples[layer]}
+    places = {place: at for at, place in enumerate(asked)}
+    confidences, right = np.full((len(SHARES), len(places)), -1.0), np.zeros((len(SHARES), len(places)), np.bool_)
+    for row, layer in enumerate(SHARES):
+        for item, sure in zip(samples[layer], unseen[layer].tolist(), strict=True):
+            if (at := places.get(_place(item))) is not None:
+                confidences[row, at], right[row, at] = sure, item.right
+    found = [shared_thresholds(confidences, right, budget) for budget in BUDGETS]
+    thresholds = {
+        layer: tuple(zip(BUDGETS, own, strict=True)) for layer, own in zip(SHARES, zip(*found, strict=True), strict=True)
+    }
+    return {layer: replace(fits[layer], thresholds=thresholds[layer]) for layer in SHARES}
+
+
+def _place(item: Sample) -> tuple[str, int]:
+    return item.group, item.question
 
 
 def left_out(samples: Sequence[Sample], signs: Sequence[int]) -> Floats:

@@ -14,12 +14,20 @@ from kitbash_ray.types import Answer, Source, Step
 
 STATUS_STYLE = {"answered": "bold green", "abstained": "bold yellow", "failed": "bold red", "cancelled": "dim"}
 OUTCOME_STYLE = {"answered": "green", "abstained": "yellow", "failed": "red", "timeout": "red"}
+#: A best guess that is less sure than this is about something else, and only misleads who reads it.
+GUESS_FROM = 0.1
 #: Sources shown of an answer; layer 2 hands on more than it cites.
 SHOWN_SOURCES = 3
 
 
 def percent(confidence: float | None) -> str:
     return "none stated" if confidence is None else f"{confidence:.1%}"
+
+
+def best_guess(answer: Answer) -> str | None:
+    """What to show where no layer was sure enough, None if there is nothing worth reading."""
+    hopeless = answer.confidence is not None and answer.confidence < GUESS_FROM
+    return None if hopeless else answer.candidate
 
 
 def answer_panel(answer: Answer, *, title: str | None = None) -> RenderableType:
@@ -33,8 +41,8 @@ def answer_panel(answer: Answer, *, title: str | None = None) -> RenderableType:
     facts.add_row(answer.status, Text(_said(answer), style=STATUS_STYLE[answer.status]))
     if answer.status == "answered":
         facts.add_row("layer", f"{answer.layer}, confidence {percent(answer.confidence)}")
-    elif answer.candidate:
-        facts.add_row("best guess", plain(f"{answer.candidate} (confidence {percent(answer.confidence)}, not enough)"))
+    elif guess := best_guess(answer):
+        facts.add_row("best guess", plain(f"{guess} (confidence {percent(answer.confidence)}, not enough)"))
     if answer.degraded:
         facts.add_row("degraded", Text(", ".join(answer.degraded), style="yellow"))
     for number, source in enumerate(answer.sources[:SHOWN_SOURCES] if answer.status == "answered" else (), 1):
@@ -69,9 +77,10 @@ def answer_html(answer: Answer) -> str:
     cited = answer.sources[:SHOWN_SOURCES] if answer.status == "answered" else ()
     sources = "".join(f"<li>{escape(_cited(source))}</li>" for source in cited)
     degraded = escape(", ".join(answer.degraded))
-    guess = "" if answer.candidate is None else f"<p>Best guess, not sure enough: {escape(answer.candidate)}</p>"
+    guess = best_guess(answer)
     return (
-        f"<div><p><b>{escape(answer.query)}</b></p><p>{escape(_said(answer))}</p>{guess}"
+        f"<div><p><b>{escape(answer.query)}</b></p><p>{escape(_said(answer))}</p>"
+        f"{f'<p>Best guess, not sure enough: {escape(guess)}</p>' if guess else ''}"
         f"<p><small>{escape(answer.status)} by {escape(answer.layer or 'nobody')}, "
         f"confidence {percent(answer.confidence)}, {answer.latency_ms:.2f} ms</small></p>"
         f"{f'<p>Degraded: {degraded}</p>' if degraded else ''}"

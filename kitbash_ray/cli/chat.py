@@ -12,7 +12,7 @@ from kitbash_ray.cli.console import output, start_log
 from kitbash_ray.cli.tables import events_table, layers_table
 from kitbash_ray.config import load_settings
 from kitbash_ray.errors import KitbashError
-from kitbash_ray.render import answer_panel, percent
+from kitbash_ray.render import answer_panel, best_guess, percent
 from kitbash_ray.types import Answer, Event, Query, Turn
 
 HELP = """[bold]/why[/] how the last answer came about   [bold]/feed[/] its events   [bold]/layers[/] the layers and how they are
@@ -108,8 +108,9 @@ class Chat:
             if event.answer.answer:
                 output.print(f"{escape(event.answer.answer)}", style="bold")
             else:
-                guess = f" Best guess: {event.answer.candidate}" if event.answer.candidate else ""
-                output.print(f"I am not sure enough to answer.{escape(guess)}", style="yellow")
+                guess = best_guess(event.answer)
+                shown = f" Best guess: {escape(guess)}" if guess else ""
+                output.print(f"I am not sure enough to answer.{shown}", style="yellow")
 
     def _why(self) -> None:
         output.print(answer_panel(self._last) if self._last else "Nothing was asked yet.")
