@@ -19,9 +19,10 @@ ATP = Source("bio", "bio:atp", "ATP carries energy.", 0.9)
 
 
 def drawn(count: int, seed: int = 0, layer: str = LAYER) -> list[Sample]:
-    """Samples whose first feature x makes them right with probability 1 / (1 + exp(-6 x))."""
+    """Samples whose first feature x makes them right with probability 1 / (1 + exp(-6 x)); three others only vary."""
     random = np.random.default_rng(seed)
-    evidence = random.uniform(-1, 1, (count, len(FEATURES_OF[layer]))).round(4)
+    evidence = np.zeros((count, len(FEATURES_OF[layer])))
+    evidence[:, :4] = random.uniform(-1, 1, (count, 4)).round(4)
     right = random.random(count) < 1 / (1 + np.exp(-6 * evidence[:, 0]))
     return [
         Sample(number, tuple(row), bool(good), True, False, True, "made")
@@ -75,23 +76,25 @@ def test_a_layer_with_too_few_answers_gets_no_fit() -> None:
 
 
 def test_layers_0_and_2_keep_a_budget_together_and_a_layer_alone_keeps_its_own() -> None:
-    samples = {layer: drawn(600, seed, layer) for seed, layer in enumerate(("grain", "bitnet", "cartridge"))}
+    samples = {layer: drawn(400, seed, layer) for seed, layer in enumerate(("grain", "bitnet", "cartridge"))}
     fit, _ = calibrate(samples, (0, 998))
     alone, _ = fit_layer(samples["bitnet"], "bitnet")
     assert fit.layers["bitnet"].thresholds == alone.thresholds
-    grain, cartridge = (fit.layers[layer].threshold(0.2) for layer in ("grain", "cartridge"))
-    assert grain and cartridge
+    grain, cartridge = (fit.layers[layer].threshold(0.3) for layer in ("grain", "cartridge"))
+    assert grain
+    assert cartridge
     assert 1 - grain.value == pytest.approx((1 - cartridge.value) / 2)
-    assert grain.accepted < cartridge.accepted <= 600
-    assert cartridge.bound <= 0.2
+    assert grain.accepted < cartridge.accepted <= 400
+    assert cartridge.bound <= 0.3
 
 
 def test_what_only_teaches_does_not_count_in_a_shared_budget() -> None:
-    samples = {layer: drawn(600, seed, layer) for seed, layer in enumerate(("grain", "cartridge"))}
+    samples = {layer: drawn(400, seed, layer) for seed, layer in enumerate(("grain", "cartridge"))}
     traps = {layer: [replace(item, traffic=False, right=False, group="traps") for item in samples[layer]] for layer in samples}
     fit, _ = calibrate({layer: samples[layer] + traps[layer] for layer in samples}, (0, 998))
     threshold = fit.layers["cartridge"].threshold(0.3)
-    assert threshold and threshold.questions == 600
+    assert threshold
+    assert threshold.questions == 400
 
 
 def test_the_version_tells_fits_apart() -> None:
