@@ -21,16 +21,16 @@ import numpy as np
 from msgspec.structs import replace
 
 from benchmarks.common import finish, print_table
-from benchmarks.fit_calibration import CARTRIDGES, DATA, JUDGE, LAYERS, ORDINARY, POOLED, read_questions
-from kitbash_ray.bounds import lowest_threshold
+from benchmarks.fit_calibration import CARTRIDGES, DATA, JUDGE, POOLED, in_turn, read_questions
 from kitbash_ray.calibration import load_calibration, save_calibration
 from kitbash_ray.config import load_settings
 from kitbash_ray.direct import Direct
 from kitbash_ray.evaluation import Judged, calibration_error, columns, judge, score
-from kitbash_ray.fitting import calibrate, fit_layer, load_samples
+from kitbash_ray.fitting import calibrate, load_samples
 from kitbash_ray.knowledge.grain_index import Scope
 from kitbash_ray.knowledge.importers import import_path
 from kitbash_ray.questions import Question
+from kitbash_ray.shared_budget import SHARES
 from kitbash_ray.types import Query
 
 #: The set of questions as people ordinarily ask them gives the metrics; the others are full of traps.
@@ -144,23 +144,22 @@ def run(name: str, budgets: tuple[float, ...]) -> tuple[list[tuple[object, ...]]
 
 
 def budget_cells() -> list[tuple[str, float, int, float, float]]:
-    """(benchmark, budget, accepted, observed error, coverage): fitted and proven on one half of the ordinary
-    questions, observed on the other."""
+    """(benchmark, budget, accepted, observed error, coverage) of layers 0 and 2 one after the other: fitted and proven
+    on one half of the ordinary questions, observed on the other."""
+    stored = load_samples()
+    samples = {layer: [item for item in stored[layer] if item.group not in (JUDGE, CARTRIDGES)] for layer in SHARES}
+    fit, _ = calibrate(
+        {layer: [i for i in items if i.question % 2 or not i.traffic] for layer, items in samples.items()}, (0, 0)
+    )
+    judged = {layer: [item for item in items if not item.question % 2 and item.traffic] for layer, items in samples.items()}
+    confidences = {
+        layer: np.array([fit.layers[layer].confidence(item.evidence) for item in items]) for layer, items in judged.items()
+    }
     cells = []
-    for layer in LAYERS:
-        samples = [item for item in load_samples()[layer] if item.group not in (JUDGE, CARTRIDGES)]
-        fitted = [item for item in samples if item.question % 2 or item.group not in ORDINARY]
-        judged = [item for item in samples if not item.question % 2 and item.group in ORDINARY]
-        fit, unseen = fit_layer(fitted, layer)
-        traffic = np.array([item.traffic for item in fitted])
-        right = np.array([item.right for item in fitted])
-        confidences = np.array([fit.confidence(item.evidence) for item in judged])
-        truly = np.array([item.right for item in judged])
-        for budget in BUDGETS:
-            threshold = lowest_threshold(unseen[traffic], right[traffic], budget)
-            accepted = confidences >= threshold.value
-            error = float(1 - truly[accepted].mean()) if accepted.any() else 0.0
-            cells.append((f"facts, {layer}", budget, int(accepted.sum()), error, float(accepted.mean())))
+    for budget in BUDGETS:
+        answers, given = in_turn(judged, confidences, fit, budget)
+        wrong = np.array([not item.right for item in answers])[given]
+        cells.append(("facts", budget, len(wrong), float(wrong.mean()) if len(wrong) else 0.0, float(given.mean())))
     return cells
 
 

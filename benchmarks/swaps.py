@@ -16,10 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.common import finish, print_table
-from kitbash_ray.bounds import lowest_threshold, upper_bound
+from kitbash_ray.bounds import upper_bound
 from kitbash_ray.config import load_settings
 from kitbash_ray.direct import Direct
 from kitbash_ray.knowledge.documents import read_jsonl
@@ -31,8 +29,6 @@ CONTROL = "answerable"
 BUDGETS = (0.01, 0.02, 0.05, 0.10)
 #: The budget that has the target, and whose wrong answers are listed.
 LISTED = 0.02
-#: A budget that no layer's answer keeps to, so that each tells its confidence.
-EVERY_LAYER = 1e-9
 TARGETS = {"wrong_at_0.02": ("<=", 0.0)}
 
 
@@ -56,31 +52,6 @@ def read_swaps() -> list[Swap]:
 
 async def ask_all(kitbash: Direct, swaps: Iterable[Swap], max_error: float) -> list[Answer]:
     return [await kitbash.ask(Query(swap.query, max_error=max_error)) for swap in swaps]
-
-
-def confidence(answer: Answer) -> float:
-    """That of the surest layer; how sure Kitbash is of its best candidate."""
-    return max((step.confidence or 0.0 for step in answer.path), default=0.0)
-
-
-def budget_cells() -> list[tuple[str, float, int, float, float]]:
-    """Benchmark, error budget, answers accepted, share of them wrong, share of the questions accepted.
-
-    The threshold is fitted on every second question and judged on the others. The controls are the
-    only questions that can be right here, so a proven threshold is not to be expected.
-    """
-    swaps = read_swaps()
-    answers = asyncio.run(ask_all(Direct(load_settings()), swaps, EVERY_LAYER))
-    sure = np.array([confidence(answer) for answer in answers])
-    right = np.array([swap.right(answer) for swap, answer in zip(swaps, answers, strict=True)])
-    cells = []
-    for budget in BUDGETS:
-        threshold = lowest_threshold(sure[::2], right[::2], budget)
-        accepted = (sure[1::2] >= threshold.value) & threshold.proven
-        count = int(accepted.sum())
-        error = float((~right[1::2])[accepted].mean()) if count else 0.0
-        cells.append(("swaps", budget, count, error, count / len(accepted)))
-    return cells
 
 
 def offenders(swaps: list[Swap], answers: list[Answer]) -> list[tuple[Swap, Answer]]:
