@@ -31,7 +31,9 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
 #: Subject, verb and rest of a sentence that begins with what it is about.
 _FORM = re.compile(
     r"^(?P<subject>(?:The |An? )?[A-Z0-9`][^.,;:!?()]{1,60}?) "
-    r"(?P<verb>is|are|was|were|means|stands for|refers to|has|have|takes|costs|uses|listens on|runs on|defaults to) "
+    r"(?P<verb>is|are|was|were|means|stands for|refers to|has|have|takes|costs|uses|listens on|runs on|defaults to|"
+    r"holds|contains|draws|consumes|needs|requires|weighs|measures|lasts|reaches|covers|produces|delivers|supports|"
+    r"expires after|opens at|closes at|starts at|ends at) "
     r"(?P<rest>.+[.!])$"
 )
 #: What leans on the sentence before it, or speaks to the reader.
@@ -41,6 +43,8 @@ _LEANS = re.compile(
     r"former|other|first|second|next|last))\b",
     re.IGNORECASE,
 )
+#: A number of things or units, which is what people ask for.
+_COUNTED = re.compile(r"^(?:about |around |up to |at (?:most|least) )?\d[\d.,]* (?P<unit>[a-z]{2,}s)\b")
 _DEFINES = re.compile(r"^(an?|the|one of|short for|any|every)\b")
 
 
@@ -107,11 +111,14 @@ def _asks(form: re.Match[str]) -> tuple[str, ...]:
             f"What does {subject} {verb.replace('means', 'mean').replace('stands', 'stand').replace('refers', 'refer')}?",
             f"{bare} meaning",
         )
-    do, base = ("do", verb) if verb == "have" else ("does", _BASE.get(verb, verb))
-    return (f"What {do} {subject} {base}?", f"{bare} {verb} what")
+    do, base = ("do", verb) if verb == "have" else ("does", _base(verb))
+    counted = _COUNTED.match(rest)
+    how_many = (f"How many {counted['unit']} {do} {subject} {base}?",) if counted else ()
+    return (f"What {do} {subject} {base}?", f"{bare} {verb} what", *how_many)
 
 
-_BASE = {
-    "has": "have", "takes": "take", "costs": "cost", "uses": "use",
-    "listens on": "listen on", "runs on": "run on", "defaults to": "default to",
-}  # fmt: skip
+def _base(verb: str) -> str:
+    """The bare form of a verb in the third person, with the preposition that follows it."""
+    first, *rest = verb.split(" ")
+    bare = "have" if first == "has" else first.removesuffix("es") if first.endswith("ches") else first.removesuffix("s")
+    return " ".join((bare, *rest))

@@ -26,6 +26,8 @@ def proposals(folder: Path, text: str, most: int = 50) -> list[Proposal]:
         ("MTU stands for maximum transmission unit.", "What does MTU stand for?"),
         ("The boiler takes 12 litres of glycol.", "What does the boiler take?"),
         ("The broker listens on port 1883 by default.", "What does the broker listen on?"),
+        ("The pump in the cellar draws 450 watts.", "What does the pump in the cellar draw?"),
+        ("The well reaches about 40 metres down.", "What does the well reach?"),
     ],
 )
 def test_a_definite_sentence_is_proposed_with_ways_to_ask(tmp_path: Path, sentence: str, ask: str) -> None:
@@ -34,6 +36,18 @@ def test_a_definite_sentence_is_proposed_with_ways_to_ask(tmp_path: Path, senten
     assert found.asks[0] == ask
     assert len(found.asks) >= 2
     assert found.source == "notes.md, Heating"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "ask"),
+    [
+        ("The cistern holds 3,200 litres.", "How many litres does the cistern hold?"),
+        ("The fence has 40 posts in the garden.", "How many posts does the fence have?"),
+    ],
+)
+def test_a_number_of_things_is_asked_for_as_people_do(tmp_path: Path, sentence: str, ask: str) -> None:
+    (found,) = proposals(tmp_path, sentence)
+    assert ask in found.asks
 
 
 @pytest.mark.parametrize(
