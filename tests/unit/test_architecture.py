@@ -28,6 +28,7 @@ FLOORS: list[set[str]] = [
     {"config"},
     {
         "bounds",
+        "shared_budget",
         "breaker",
         "replicas",
         "consensus",
@@ -76,6 +77,7 @@ FLOORS: list[set[str]] = [
 #: Values in, values out: of the library these know nothing but each other, types and errors.
 PURE = {
     "bounds",
+    "shared_budget",
     "consensus",
     "calibration",
     "policy",
