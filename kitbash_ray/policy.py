@@ -70,8 +70,8 @@ class Policy(Protocol):
 class Calibrated:
     """Accept what is right often enough: the layer's threshold for the error budget.
 
-    An answer of layer 0 that is nearly good enough brings layers 1 and 2 in together. Whoever
-    says something else lowers the confidence; two that agree are weighed as one.
+    An answer of layer 0 that is nearly good enough brings layers 1 and 2 in together. A layer that
+    keeps to the budget itself and says something else lowers the confidence; two that agree are weighed as one.
     """
 
     name = "calibrated"
@@ -83,7 +83,7 @@ class Calibrated:
     def decide(self, seen: Situation) -> Decision:
         seen = replace(seen, waiting=tuple(filter(lambda layer: self._worth_asking(layer, seen), seen.waiting)))
         last = seen.results[-1] if seen.results else None
-        sure = {result.layer: self._sure(result, seen.results) for result in _stated(seen.results)}
+        sure = {result.layer: self._sure(result, seen) for result in _stated(seen.results)}
         for result in _stated(seen.results):
             enough = self._calibration.enough(result.layer, seen.max_error)
             if sure[result.layer] >= enough:
@@ -111,11 +111,15 @@ class Calibrated:
             return Decision("ask", "consult", f"{reason}: two more opinions at once", layers=CONSULTED)
         return _go_on(seen, "over-budget", reason)
 
-    def _sure(self, result: LayerResult, results: tuple[LayerResult, ...]) -> float:
-        """The confidence in `result` beside the others, each as good as its layer was measured."""
+    def _sure(self, result: LayerResult, seen: Situation) -> float:
+        """The confidence in `result` beside the others, each as good as its layer was measured.
+
+        A layer whose own answers are not known to keep to the budget has no say against another's: the
+        student's doubts took nine right answers for one wrong one.
+        """
         sure = result.confidence or 0.0
-        for other in _stated(results):
-            if other.layer != result.layer:
+        for other in _stated(seen.results):
+            if other.layer != result.layer and self._calibration.enough(other.layer, seen.max_error) < 1:
                 opinion = self._calibration.accuracy(other.layer) * (other.confidence or 0.0)
                 sure = doubted(sure, opinion, _agreement(result, other))
         return sure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from kitbash_ray.bounds import Threshold
 from kitbash_ray.calibration import Calibration, LayerCalibration
@@ -159,6 +160,16 @@ def test_a_policy_is_found_by_its_name(name: str, kind: type) -> None:
 )
 def test_another_answer_is_a_doubt(results: tuple[LayerResult, ...], expected: tuple[str, str, object]) -> None:
     assert gist(Calibrated(CALIBRATION).decide(seen(*results))) == expected
+
+
+@pytest.mark.parametrize("fit", [None, UNPROVEN])
+def test_a_layer_that_keeps_to_no_budget_has_no_say_against_another(fit: LayerCalibration | None) -> None:
+    layers = CALIBRATION.layers | ({"bitnet": fit} if fit else {})
+    decision = Calibrated(replace(CALIBRATION, layers=layers)).decide(
+        seen(GRAIN_OFF, said("bitnet", 0.9), said("cartridge", 0.92, agrees={"bitnet": 0.0}))
+    )
+    assert gist(decision) == ("accept", "within-budget", "cartridge")
+    assert decision.confidence == 0.92
 
 
 def test_a_doubted_answer_states_the_lowered_confidence_and_why() -> None:
