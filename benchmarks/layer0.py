@@ -35,7 +35,7 @@ from kitbash_ray.calibration import load_calibration
 from kitbash_ray.config import load_settings
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.embedder import Embeds, Vectors, open_embedder
-from kitbash_ray.knowledge.evidence import judge
+from kitbash_ray.knowledge.evidence import Comparison
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope, build_arrays
 from kitbash_ray.knowledge.text import read
 from kitbash_ray.knowledge.vectors import VectorStore
@@ -184,7 +184,8 @@ def time_parts(index: GrainIndex, embedder: Embeds, questions: Sequence[Asked]) 
         at.append(time.perf_counter())
         found = index.nearest(vector, Scope())
         at.append(time.perf_counter())
-        fit.confidence(judge(asked.text, [hit.candidate() for hit in found], index.rarity)[1])
+        beside = Comparison(asked.text, [hit.candidate() for hit in found], index.rarity)
+        fit.confidence(beside.features(beside.best()))
         at.append(time.perf_counter())
         for part, (began, ended) in zip(times, pairwise(at), strict=True):
             times[part].append((ended - began) * 1000)

@@ -86,7 +86,7 @@ ALWAYS_AGAINST = frozenset(
 class Candidate:
     """A text that may answer: the statement, every way to ask for it, and the nearest of all these.
 
-    `cosines` are those of the statement and of each ask, in that order. `vote` and `verified`: see FEATURES.
+    `cosines` are those of the statement and of each ask, in that order. `vote`: see FEATURES.
     """
 
     text: str
@@ -95,100 +95,82 @@ class Candidate:
     cosine: float
     cosines: tuple[float, ...]
     vote: float = 0.0
-    verified: float = 0.0
+
+    def parts(self) -> list[Words]:
+        """The statement's words and those of each ask."""
+        return [read(text) for text in (self.text, *self.asks)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Match:
-    words: Words
-    shared: float
-    order: float
+class Comparison:
+    """A question beside its candidates, of which there is at least one."""
 
+    def __init__(self, question: str, candidates: Sequence[Candidate], rarity: Rarity) -> None:
+        self._question, self._candidates, self._rarity = question, candidates, rarity
+        self._weights = {stem: rarity(stem) for stem in read(question).content}
+        self._stems = [{stem for part in item.parts() for stem in part.content} for item in candidates]
+        self._shared = [sum(weight for stem, weight in self._weights.items() if stem in has) for has in self._stems]
+        #: Each candidate's cosine with shared rare words counted in.
+        self.orders = [item.cosine + LEXICAL_WEIGHT * own for item, own in zip(candidates, self._shared, strict=True)]
 
-def judge(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> tuple[int, tuple[float, ...]]:
-    """The number of the best of `candidates` (at least one) and its FEATURES, seen beside the others.
+    def best(self) -> int:
+        """The number of the candidate that comes first by `orders`."""
+        return max(range(len(self.orders)), key=self.orders.__getitem__)
 
-    The best has the highest cosine once shared rare words are counted in.
-    """
-    matches = _matches(read(question), candidates, rarity)
-    best = max(range(len(matches)), key=lambda at: matches[at].order)
-    return best, _features(best, question, candidates, matches, rarity)
+    def features(self, at: int, verified: float = 0.0) -> tuple[float, ...]:
+        """The FEATURES of candidate number `at`, seen beside the others; `verified` is one of them."""
+        question, candidate, weights, has = self._question, self._candidates[at], self._weights, self._stems[at]
+        asked, kind, nearest, parts = read(question), question_kind(question), read(candidate.nearest), candidate.parts()
+        near_weights = {stem: self._rarity(stem) for stem in nearest.content}
+        best_other, best_other_order = self._best_other(at)
+        coverage = self._shared[at] / (sum(weights.values()) or 1.0)
+        uncovered = max((weight for stem, weight in weights.items() if stem not in has), default=0.0)
+        names = frozenset().union(*(part.names for part in parts))
+        kind_is_wrong = float(wrong_kind(kind, candidate.text))
+        numbers_differ = float(not asked.numbers <= frozenset().union(*(part.numbers for part in parts)))
+        negation_differs = float(_negation_differs(kind, asked.negated, parts[0].negated or nearest.negated))
+        opposite = float(any(opposites(stem) & has for stem in weights if stem not in has))
+        asked_before = float(candidate.nearest in candidate.asks)
+        unasked = max((weight for stem, weight in near_weights.items() if stem not in weights), default=0.0)
+        return (
+            candidate.cosine,
+            candidate.cosine - best_other,
+            self.orders[at] - best_other_order,
+            coverage,
+            uncovered,
+            numbers_differ,
+            negation_differs,
+            len(asked.names - has - names) / max(1, len(asked.names)),
+            kind_is_wrong,
+            float(kind == "why" and not _CAUSE.search(candidate.text)),
+            float(bool(set(parts[0].content[:2]) & set(asked.content))),
+            sum(weight for stem, weight in near_weights.items() if stem in weights) / (sum(near_weights.values()) or 1.0),
+            min(len(asked.content), 12) / 12,
+            coverage * uncovered,
+            opposite,
+            coverage * max(numbers_differ, negation_differs, kind_is_wrong, opposite),
+            min(self._shared[at], 3.0) / 3,
+            asked_before,
+            asked_before * min(uncovered, unasked),
+            float(kind in _STRONG_KINDS and bool(candidate.asks) and kind not in map(question_kind, candidate.asks)),
+            max((_overlap(weights, part.content, self._rarity) for part in parts[1:]), default=0.0),
+            *_of_all_texts(candidate, best_other),
+            min(len(question.split()), 30) / 30,
+            *_beside_nearest(question, candidate, weights, has),
+            *(candidate.vote, verified),
+        )
 
-
-def orders(question: str, candidates: Sequence[Candidate], rarity: Rarity) -> list[float]:
-    """By which `judge` finds the best: each candidate's cosine with shared rare words counted in."""
-    return [match.order for match in _matches(read(question), candidates, rarity)]
+    def _best_other(self, at: int) -> tuple[float, float]:
+        """The highest cosine and the highest order of all candidates but number `at`."""
+        others = [other for other in range(len(self.orders)) if other != at]
+        return (
+            max((self._candidates[other].cosine for other in others), default=0.0),
+            max((self.orders[other] for other in others), default=0.0),
+        )
 
 
 def rounded(features: tuple[float, ...]) -> tuple[float, ...]:
     """The features as they are recorded: the digits that could change a confidence."""
     return tuple(round(value, 4) for value in features)
-
-
-def measure(question: str, candidates: Sequence[Candidate], rarity: Rarity, at: int = 0) -> tuple[float, ...]:
-    """The FEATURES of candidate number `at`, seen beside the others."""
-    return _features(at, question, candidates, _matches(read(question), candidates, rarity), rarity)
-
-
-def _matches(asked: Words, candidates: Sequence[Candidate], rarity: Rarity) -> list[_Match]:
-    found = []
-    for candidate in candidates:
-        words = _all_words(candidate)
-        shared = sum(rarity(stem) for stem in set(asked.content) & set(words.content))
-        found.append(_Match(words, shared, candidate.cosine + LEXICAL_WEIGHT * shared))
-    return found
-
-
-def _features(
-    at: int,
-    question: str,
-    candidates: Sequence[Candidate],
-    matches: Sequence[_Match],
-    rarity: Rarity,
-) -> tuple[float, ...]:
-    asked, kind = read(question), question_kind(question)
-    candidate, match = candidates[at], matches[at]
-    has = set(match.words.content)
-    weights = {stem: rarity(stem) for stem in asked.content}
-    nearest = read(candidate.nearest)
-    near_weights = {stem: rarity(stem) for stem in nearest.content}
-    others = [other for other in range(len(candidates)) if other != at]
-    coverage = sum(weight for stem, weight in weights.items() if stem in has) / (sum(weights.values()) or 1.0)
-    uncovered = max((weight for stem, weight in weights.items() if stem not in has), default=0.0)
-    kind_is_wrong = float(wrong_kind(kind, candidate.text))
-    numbers_differ = float(not asked.numbers <= match.words.numbers)
-    negation_differs = float(_negation_differs(kind, asked.negated, read(candidate.text).negated or nearest.negated))
-    opposite = float(any(opposites(stem) & has for stem in weights if stem not in has))
-    asked_before = float(candidate.nearest in candidate.asks)
-    unasked = max((weight for stem, weight in near_weights.items() if stem not in weights), default=0.0)
-    best_other = max((candidates[other].cosine for other in others), default=0.0)
-    return (
-        candidate.cosine,
-        candidate.cosine - best_other,
-        match.order - max((matches[other].order for other in others), default=0.0),
-        coverage,
-        uncovered,
-        numbers_differ,
-        negation_differs,
-        len(asked.names - has - match.words.names) / max(1, len(asked.names)),
-        kind_is_wrong,
-        float(kind == "why" and not _CAUSE.search(candidate.text)),
-        float(bool(set(read(candidate.text).content[:2]) & set(asked.content))),
-        sum(weight for stem, weight in near_weights.items() if stem in weights) / (sum(near_weights.values()) or 1.0),
-        min(len(asked.content), 12) / 12,
-        coverage * uncovered,
-        opposite,
-        coverage * max(numbers_differ, negation_differs, kind_is_wrong, opposite),
-        min(match.shared, 3.0) / 3,
-        asked_before,
-        asked_before * min(uncovered, unasked),
-        float(kind in _STRONG_KINDS and bool(candidate.asks) and kind not in map(question_kind, candidate.asks)),
-        max((_overlap(weights, read(ask).content, rarity) for ask in candidate.asks), default=0.0),
-        *_of_all_texts(candidate, best_other),
-        min(len(question.split()), 30) / 30,
-        *_beside_nearest(question, candidate, weights, has),
-        *(candidate.vote, candidate.verified),
-    )
 
 
 def _beside_nearest(
@@ -223,17 +205,6 @@ def _overlap(weights: Mapping[str, float], words: Iterable[str], rarity: Rarity)
     others = {stem: rarity(stem) for stem in words if stem not in weights}
     shared = sum(weight for stem, weight in weights.items() if stem in set(words))
     return shared / (sum(weights.values()) + sum(others.values()) or 1.0)
-
-
-def _all_words(candidate: Candidate) -> Words:
-    texts = (candidate.text, *candidate.asks)
-    parts = [*map(read, texts)]
-    return Words(
-        tuple(stem for part in parts for stem in part.content),
-        frozenset().union(*(part.numbers for part in parts)),
-        parts[0].negated,
-        texts,
-    )
 
 
 def wrong_kind(kind: str, text: str) -> bool:

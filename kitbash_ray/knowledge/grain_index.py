@@ -20,8 +20,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from kitbash_ray.errors import InvalidQuery
 from kitbash_ray.knowledge.cartridge import Fact
@@ -75,6 +77,20 @@ class Hit:
             kept = sorted(range(len(asks)), key=lambda at: -cosines[at + 1])[:ASKS_READ]
             asks, cosines = tuple(asks[at] for at in kept), (cosines[0], *(cosines[at + 1] for at in kept))
         return Candidate(self.grain.source.text, asks, self.nearest, self.cosine, cosines, self.vote)
+
+
+class _Stored(Struct, frozen=True, gc=False):
+    """A fact in the array `blob`."""
+
+    cartridge: str
+    fact_id: str
+    text: str
+    asks: tuple[str, ...]
+    reference: str | None
+    section: str | None
+
+
+_stored = msgspec.json.Decoder(_Stored).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +230,9 @@ class GrainIndex:
 
     def _read_grain(self, number: int) -> Grain:
         start, end = self._arrays["offsets"][number : number + 2]
-        fields = json.loads(self._arrays["blob"][start:end].tobytes())
-        asks = tuple(fields.pop("asks"))
-        return Grain(Source(score=1.0, **fields), asks, number in self._voters)
+        stored = _stored(self._arrays["blob"][start:end].data)
+        source = Source(stored.cartridge, stored.fact_id, stored.text, 1.0, stored.reference, stored.section)
+        return Grain(source, stored.asks, number in self._voters)
 
 
 def known_cartridges(query: Query, names: Sequence[str]) -> None:
@@ -310,11 +326,7 @@ def _place(fact: Fact, names: list[str]) -> tuple[int, int, int, int]:
 
 
 def _blob(fact: Fact) -> bytes:
-    fields = {
-        "cartridge": fact.cartridge, "fact_id": fact.id, "text": fact.text, "asks": fact.asks,
-        "reference": fact.source, "section": fact.section,
-    }  # fmt: skip
-    return json.dumps(fields, ensure_ascii=False).encode()
+    return msgspec.json.encode(_Stored(fact.cartridge, fact.id, fact.text, fact.asks, fact.source, fact.section))
 
 
 def _term_counts(facts: Sequence[Fact]) -> Counter[str]:

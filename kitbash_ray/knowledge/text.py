@@ -89,6 +89,7 @@ _ORDINALS = {
     )
 } | {"twentieth": "20", "hundredth": "100", "thousandth": "1000"}
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)*[+#]*|\d+")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
 _LETTER, _DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
 _WORD = re.compile(r"[^\W_][\w+#'-]*")
 #: Mathematical signs beyond ASCII: arrows, quantifiers, roots, operators.
@@ -122,7 +123,7 @@ def normalize(text: str) -> str:
     Signs that carry meaning (`C++`, `C#`, `-5`, `3.5`, `%`, `2^8`, `∀`, and alone `:=`, `//` or `|`) stay.
     """
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    text = _THOUSANDS.sub("", text)
     return " ".join(" ".join(word if word.isalnum() else _plain(word) for word in text.split()).split())
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from dataclasses import replace as changed
 from itertools import combinations
 
 import numpy as np
@@ -19,7 +18,7 @@ from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration
 from kitbash_ray.knowledge.embedder import Embeds
-from kitbash_ray.knowledge.evidence import Rarity, measure, orders, rounded
+from kitbash_ray.knowledge.evidence import Comparison, Rarity, rounded
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
 from kitbash_ray.knowledge.quotes import Quote, QuoteFit, load_quote_fit, quote
 from kitbash_ray.knowledge.retrieval import Found, Retrieval
@@ -119,17 +118,16 @@ class CartridgeLayer:
 
     def _single(self, text: str, found: list[Found], rarity: Rarity) -> _Synthesis:
         candidates = [item.candidate() for item in found]
-        order = orders(text, candidates, rarity)
-        first, *others = sorted(range(len(found)), key=order.__getitem__, reverse=True)[:READ_TOGETHER]
+        beside = Comparison(text, candidates, rarity)
+        first, *others = sorted(range(len(found)), key=beside.orders.__getitem__, reverse=True)[:READ_TOGETHER]
         if found[first].sentences:
             said = quote(text, [item for item in found if item.sentences], rarity, self._quotes)
             if said:
                 return _Synthesis((_Cited(said.found, said),), said.confidence, said.found.cosine)
         likely = [first, *(at for at in others if not found[at].sentences)]
         odds = self._verifier.log_odds(text, [candidates[at] for at in likely])
-        best, verified = max(zip(likely, odds, strict=True), key=lambda read: order[read[0]] + ODDS_WEIGHT * read[1])
-        candidates[best] = changed(candidates[best], verified=verified)
-        features = measure(text, candidates, rarity, best)
+        best, verified = max(zip(likely, odds, strict=True), key=lambda read: beside.orders[read[0]] + ODDS_WEIGHT * read[1])
+        features = beside.features(best, verified)
         cited = (_Cited(found[best]),)
         return _Synthesis(cited, self._fit.confidence(features), found[best].cosine, rounded(features))
 

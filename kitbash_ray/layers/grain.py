@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from kitbash_ray.calibration import Calibration, logistic
 from kitbash_ray.knowledge.embedder import Embeds
 from kitbash_ray.knowledge.encoder import Vectors
-from kitbash_ray.knowledge.evidence import judge, measure, rounded
+from kitbash_ray.knowledge.evidence import Comparison, rounded
 from kitbash_ray.knowledge.grain_index import GrainIndex, Hit, Scope
 from kitbash_ray.knowledge.text import read, stands_alone
 from kitbash_ray.types import LayerResult, Query, Source
@@ -28,7 +28,10 @@ class GrainLayer:
     def __init__(self, index: GrainIndex, embedder: Embeds, calibration: Calibration) -> None:
         self.index = index
         self._embedder = embedder
-        self._calibration = calibration
+        self._exact = calibration.exact
+        self._fit = calibration.layers[self.name]
+        #: A fit that never met a vote cannot weigh one; the vote's own log-odds come from the asks themselves.
+        self._weighs_votes = self._fit.reads("vote")
         # One: what takes long here holds Python's lock anyway.
         self._thread = ThreadPoolExecutor(1, "by meaning")
 
@@ -38,7 +41,7 @@ class GrainLayer:
             return LayerResult(self.name, "abstained", reason="a follow-up that does not stand on its own")
         scope = Scope(query.factions, query.cartridges)
         if exact := self.index.exact(query.text, scope):
-            return self._said(exact.source, self._calibration.exact, "exact match")
+            return self._said(exact.source, self._exact, "exact match")
         # It takes milliseconds, which an event loop that serves others must not wait.
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._by_meaning, self.index, query.text, scope)
@@ -53,9 +56,7 @@ class GrainLayer:
         if not voted and not read(text).content and not read(text).numbers:
             return LayerResult(self.name, "abstained", reason="the question names no topic")
         hit, features = _measured(text, found, voted, index)
-        fit = self._calibration.layers[self.name]
-        # A fit that never met a vote cannot weigh one; the vote's own log-odds come from the asks themselves.
-        confidence = logistic(voted.vote) if voted and not fit.reads("vote") else fit.confidence(features)
+        confidence = logistic(voted.vote) if voted and not self._weighs_votes else self._fit.confidence(features)
         source = replace(hit.grain.source, score=round(hit.cosine, 4))
         return self._said(source, confidence, f"nearest: {hit.nearest!r}", rounded(features))
 
@@ -88,8 +89,8 @@ class GrainLayer:
 
 def _measured(text: str, found: list[Hit], voted: Hit | None, index: GrainIndex) -> tuple[Hit, tuple[float, ...]]:
     """The hit to answer with, `voted` if there is one, and its features beside the others."""
-    if voted is None:
-        best, features = judge(text, [hit.candidate() for hit in found], index.rarity)
-        return found[best], features
-    others = [hit for hit in found if hit.grain.source.fact_id != voted.grain.source.fact_id]
-    return voted, measure(text, [hit.candidate() for hit in (voted, *others)], index.rarity)
+    if voted:
+        found = [voted, *(hit for hit in found if hit.grain.source.fact_id != voted.grain.source.fact_id)]
+    beside = Comparison(text, [hit.candidate() for hit in found], index.rarity)
+    best = 0 if voted else beside.best()
+    return found[best], beside.features(best)

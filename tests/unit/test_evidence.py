@@ -2,7 +2,7 @@
 
 import pytest
 
-from kitbash_ray.knowledge.evidence import FEATURES, LEXICAL_WEIGHT, Candidate, judge, measure
+from kitbash_ray.knowledge.evidence import FEATURES, LEXICAL_WEIGHT, Candidate, Comparison
 
 
 def always_rare(_: str) -> float:
@@ -12,7 +12,7 @@ def always_rare(_: str) -> float:
 def features_of(question: str, text: str, *, cosine: float = 0.8, others: tuple[Candidate, ...] = ()) -> dict[str, float]:
     """The first candidate's features by name; it is asked for with its own text."""
     candidates = [Candidate(text, (), text, cosine, (cosine,)), *others]
-    return dict(zip(FEATURES, measure(question, candidates, always_rare), strict=True))
+    return dict(zip(FEATURES, Comparison(question, candidates, always_rare).features(0), strict=True))
 
 
 def other(text: str, cosine: float) -> Candidate:
@@ -21,7 +21,8 @@ def other(text: str, cosine: float) -> Candidate:
 
 @pytest.mark.parametrize("at", [0, 1])
 def test_any_candidate_can_be_measured(at: int) -> None:
-    row = measure("What is ATP?", [other("ATP is energy.", 0.9), other("DNA is a code.", 0.2)], always_rare, at)
+    beside = Comparison("What is ATP?", [other("ATP is energy.", 0.9), other("DNA is a code.", 0.2)], always_rare)
+    row = beside.features(at)
     assert len(row) == len(FEATURES)
     assert row[FEATURES.index("cosine")] == (0.9, 0.2)[at]
 
@@ -56,7 +57,7 @@ def test_coverage_is_the_share_of_the_questions_words_that_the_fact_has() -> Non
 
 def test_a_fact_is_covered_by_its_askings_too() -> None:
     candidate = Candidate("It stores energy.", ("what does adenosine triphosphate do",), "It stores energy.", 0.5, (0.5, 0.4))
-    row = dict(zip(FEATURES, measure("adenosine triphosphate", [candidate], always_rare), strict=True))
+    row = dict(zip(FEATURES, Comparison("adenosine triphosphate", [candidate], always_rare).features(0), strict=True))
     assert row["coverage"] == 1.0
 
 
@@ -90,32 +91,29 @@ def test_any_question_gives_numbers_between_minus_one_and_one(question: str) -> 
 
 def test_shared_rare_words_decide_between_equal_cosines() -> None:
     candidates = [other("Iron melts.", 0.5), other("Tungsten melts.", 0.5)]
-    best, row = judge("melting point of tungsten", candidates, always_rare)
-    assert best == 1
-    assert row == measure("melting point of tungsten", candidates, always_rare, 1)
-    assert row[FEATURES.index("hybrid_lead")] == pytest.approx(LEXICAL_WEIGHT)
+    beside = Comparison("melting point of tungsten", candidates, always_rare)
+    assert beside.best() == 1
+    assert beside.features(1)[FEATURES.index("hybrid_lead")] == pytest.approx(LEXICAL_WEIGHT)
 
 
 def test_a_clearly_nearer_fact_is_the_best_without_any_shared_word() -> None:
-    best, _ = judge(
-        "melting point of tungsten", [other("Wolfram liquefies late.", 0.9), other("Tungsten melts.", 0.4)], always_rare
-    )
-    assert best == 0
+    candidates = [other("Wolfram liquefies late.", 0.9), other("Tungsten melts.", 0.4)]
+    assert Comparison("melting point of tungsten", candidates, always_rare).best() == 0
 
 
 def test_a_common_word_weighs_less_than_a_rare_one() -> None:
     def rarity(stem: str) -> float:
         return 0.1 if stem == "cell" else 1.0
 
-    best, _ = judge("cell nucleus", [other("A cell.", 0.5), other("A nucleus.", 0.5)], rarity)
-    assert best == 1
+    assert Comparison("cell nucleus", [other("A cell.", 0.5), other("A nucleus.", 0.5)], rarity).best() == 1
 
 
 @pytest.mark.parametrize("question", ["How do plants make sugar?", "What stores energy in cells?"])
 def test_a_question_with_one_rare_word_exchanged_is_swapped_and_the_asking_itself_is_not(question: str) -> None:
     candidate = Candidate("It is so.", (question,), question, 0.9, (0.5, 0.9))
-    swapped = measure(question.replace("plants", "fungi").replace("energy", "water"), [candidate], always_rare)
-    same = measure(question, [candidate], always_rare)
+    other_question = question.replace("plants", "fungi").replace("energy", "water")
+    swapped = Comparison(other_question, [candidate], always_rare).features(0)
+    same = Comparison(question, [candidate], always_rare).features(0)
     assert swapped[FEATURES.index("swapped")] == 1.0
     assert same[FEATURES.index("swapped")] == 0.0
     assert same[FEATURES.index("asked")] == 1.0
