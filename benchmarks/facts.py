@@ -21,7 +21,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from benchmarks.common import finish, print_table
-from benchmarks.fit_calibration import CARTRIDGES, DATA, JUDGE, POOLED, in_turn, read_questions
+from benchmarks.fit_calibration import CARTRIDGES, DATA, JUDGES, POOLED, in_turn, read_questions
 from kitbash_ray.calibration import load_calibration, save_calibration
 from kitbash_ray.config import load_settings
 from kitbash_ray.direct import Direct
@@ -147,7 +147,7 @@ def budget_cells() -> list[tuple[str, float, int, float, float]]:
     """(benchmark, budget, accepted, observed error, coverage) of layers 0 and 2 one after the other: fitted and proven
     on one half of the ordinary questions, observed on the other."""
     stored = load_samples()
-    samples = {layer: [item for item in stored[layer] if item.group not in (JUDGE, CARTRIDGES)] for layer in SHARES}
+    samples = {layer: [item for item in stored[layer] if item.group not in (*JUDGES, CARTRIDGES)] for layer in SHARES}
     fit, _ = calibrate(
         {layer: [i for i in items if i.question % 2 or not i.traffic] for layer, items in samples.items()}, (0, 0)
     )

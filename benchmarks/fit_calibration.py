@@ -60,10 +60,10 @@ DATA = Path(__file__).with_name("data")
 POOLED = "+others"
 #: Layers 0 and 2, one after the other, in the table.
 BOTH = "in_turn"
-#: Ordinary questions over the shipped cartridges.
-OVER_SHIPPED = ("ordinary", "everyday", "asked_a", "asked_b", "asked_c")
-#: Never fitted, never used to choose anything: it tells how good the rest is.
-JUDGE = "newcomer"
+#: Ordinary questions over the shipped cartridges. The last are of people who knew only what the cartridges claim to cover.
+OVER_SHIPPED = ("ordinary", "everyday", "asked_a", "asked_b", "asked_c", "visitor_a")
+#: Never fitted, never used to choose anything: they tell how good the rest is.
+JUDGES = ("newcomer", "visitor")
 #: One small step away from a shipped fact, over the shipped cartridges: they teach. Of the last, which has several
 #: for each fact, only those are asked here that the verifier has not learned from.
 TRAPS = ("traps_a", "traps_b", "traps_c")
@@ -126,7 +126,7 @@ def shipped_library() -> Knowledge:
     contents = Library(PROJECT / "cartridges").load()
     facts = [fact for fact in contents.facts if fact.faction == "general"]
     questions = [(CARTRIDGES, question) for question in held_out(contents)]
-    questions += [(name, item) for name in (*OVER_SHIPPED, *TRAPS, JUDGE) for item in read_questions(name)]
+    questions += [(name, item) for name in (*OVER_SHIPPED, *TRAPS, *JUDGES) for item in read_questions(name)]
     taught = taught_questions()
     return Knowledge(facts, [each for each in questions if each[0] != TRAPS[-1] or question_key(each[1].query) not in taught])
 
@@ -172,9 +172,9 @@ def table_rows(name: str, budget: float, threshold: str, samples: list[Sample], 
     """One line for each group of questions: how many answers are given, and how good they are."""
     groups = {
         "ordinary": np.array([item.traffic for item in samples]),
-        "obscure": np.array([not item.traffic and item.group != JUDGE and POOLED not in item.group for item in samples]),
+        "obscure": np.array([not item.traffic and item.group not in JUDGES and POOLED not in item.group for item in samples]),
         "imported": np.array([item.group == "dev_d" for item in samples]),
-        JUDGE: np.array([item.group == JUDGE for item in samples]),
+        **{judge: np.array([item.group == judge for item in samples]) for judge in JUDGES},
     }
     right, answerable, near = (np.array([getattr(i, n) for i in samples]) for n in ("right", "answerable", "near_miss"))
     rows = []
@@ -197,8 +197,8 @@ def main() -> None:
     store = VectorStore(open_embedder(settings), settings.cache_dir)
     student = open_student(STUDENT, max_tokens=settings.bitnet_max_tokens)
     asked = collect(store, open_verifier(settings), student)
-    taught = fresh({layer: [item for item in items if item.group != JUDGE] for layer, items in asked.items()})
-    judging = {layer: [item for item in items if item.group == JUDGE] for layer, items in asked.items()}
+    taught = fresh({layer: [item for item in items if item.group not in JUDGES] for layer, items in asked.items()})
+    judging = {layer: [item for item in items if item.group in JUDGES] for layer, items in asked.items()}
     facts = shipped_library().facts
     index = GrainIndex(build_arrays(facts, store))
     exact = exact_matches(index, [(ask, fact.id) for fact in facts for ask in fact.asks])
