@@ -95,9 +95,7 @@ def _add_dead_letters(http: FastAPI, queue: Queue) -> None:
 async def _submitted(queue: Queue, job: Job, asked: SubmitIn) -> Response:
     told = await queue.submit(job, asked.model_dump_json())
     if told.outcome == "full":
-        refused = refusal(429, "The queue is full; try again when some of it is answered.", "overloaded")
-        refused.headers["Retry-After"] = "5"
-        return refused
+        return refusal(429, "The queue is full; try again when some of it is answered.", "overloaded", retry_after_s=5)
     if told.outcome == "reused":
         return refusal(422, "This Idempotency-Key came with another body before; take a new key for a new question.")
     return _queued(told.query_id)

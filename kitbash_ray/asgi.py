@@ -105,9 +105,7 @@ def add_errors(http: FastAPI) -> None:
         return refusal(400, str(error))
 
     async def no_store(request: Request, error: Exception) -> Response:
-        response = refusal(503, f"{error} Try again when it is back.", "unavailable")
-        response.headers["Retry-After"] = "2"
-        return response
+        return refusal(503, f"{error} Try again when it is back.", "unavailable", retry_after_s=2)
 
     http.add_exception_handler(ValidationError, invalid)
     http.add_exception_handler(RequestValidationError, invalid)

@@ -83,9 +83,12 @@ def _forbidden(scope: Scope) -> str | None:
     return None
 
 
-def refusal(status: int, message: str, kind: str = "invalid_request", *, param: str | None = None) -> Response:
+def refusal(
+    status: int, message: str, kind: str = "invalid_request", *, param: str | None = None, retry_after_s: int | None = None
+) -> Response:
     """An error reply in the shape that OpenAI clients know."""
-    return JSONResponse(error_body(message, kind, param=param), status_code=status)
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    return JSONResponse(error_body(message, kind, param=param), status_code=status, headers=headers)
 
 
 def error_body(message: str, kind: str, *, param: str | None = None) -> dict[str, Any]:
@@ -95,6 +98,4 @@ def error_body(message: str, kind: str, *, param: str | None = None) -> dict[str
 
 def overloaded() -> Response:
     """The reply to one question too many."""
-    refused = refusal(429, "Too many questions at once; try again in a second.", "overloaded")
-    refused.headers["Retry-After"] = "1"
-    return refused
+    return refusal(429, "Too many questions at once; try again in a second.", "overloaded", retry_after_s=1)
