@@ -256,3 +256,14 @@ def test_of_many_ways_to_ask_the_nearest_are_judged(tmp_path: Path) -> None:
     assert candidate.asks[:2] == ("what is ATP", "what is ATP for")
     assert len(candidate.asks) == len(candidate.cosines) - 1 == ASKS_READ
     assert candidate.cosines == (hit.cosines[0], *sorted(hit.cosines[1:], reverse=True)[:ASKS_READ])
+
+
+def test_cosines_are_those_of_the_vectors_but_for_16_bits(tmp_path: Path) -> None:
+    vectors = [[0.9, -0.4, 0.0, 1e-7], [-0.2, 0.6, 3e-5, -0.7], [1.0, 0.0, 0.0, 0.0], [-0.5, -0.5, -0.5, -0.5]]
+    table = {text: unit(vector) for text, vector in zip((ATP.text, *ATP.asks, DNA.text, *DNA.asks), vectors, strict=False)}
+    table |= {DNA.text: unit([0.3, 0.3, -0.9, 0.1]), DNA.asks[0]: unit([0, 1, 0, 0])}
+    asked = unit([0.7, -0.1, 0.6, -0.3])
+    index = GrainIndex(arrays_of([ATP, DNA], tmp_path, Crafted(table)))
+    found = {hit.grain.source.fact_id: hit.cosines for hit in index.nearest(asked, EVERYWHERE)}
+    for fact in (ATP, DNA):
+        assert found[fact.id] == pytest.approx([float(table[text] @ asked) for text in (fact.text, *fact.asks)], abs=1e-3)
