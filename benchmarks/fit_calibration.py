@@ -60,7 +60,7 @@ DATA = Path(__file__).with_name("data")
 POOLED = "+others"
 #: Layers 0 and 2, one after the other, in the table.
 BOTH = "in_turn"
-#: Ordinary questions over the shipped cartridges. The last are of people who knew only what the cartridges claim to cover.
+#: Ordinary questions over the shipped cartridges. The last are written from what the cartridges claim to cover.
 OVER_SHIPPED = ("ordinary", "everyday", "asked_a", "asked_b", "asked_c", "visitor_a")
 #: Never fitted, never used to choose anything: they tell how good the rest is.
 JUDGES = ("newcomer", "visitor")
