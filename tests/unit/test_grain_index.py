@@ -19,6 +19,7 @@ from kitbash_ray.knowledge.grain_index import (
     SHORTLIST,
     GrainIndex,
     Scope,
+    _shortest,
     build_arrays,
     load_arrays,
     save_arrays,
@@ -189,6 +190,13 @@ def test_a_scope_smaller_than_the_shortlist_is_found_among_many_strangers(tmp_pa
     index = index_of([*strangers, MELANGE], tmp_path)
     found = index.nearest(HashEmbedder().embed(["what is ATP"])[0], Scope(("fiction",)))
     assert [hit.grain.source.fact_id for hit in found] == ["dune:spice"]
+
+
+@pytest.mark.parametrize("rows", [257, 1023, 1024, 1025, 150_001])
+@pytest.mark.parametrize("highest", [3, 400])
+def test_the_limit_of_the_shortlist_is_what_sorting_all_rows_gives(rows: int, highest: int) -> None:
+    distance = np.random.default_rng(rows).integers(0, highest, rows).astype(np.uint16)
+    assert _shortest(distance, SHORTLIST) == np.sort(distance)[SHORTLIST]
 
 
 def test_identical_rows_beyond_the_shortlist_are_all_in_reach(tmp_path: Path) -> None:
