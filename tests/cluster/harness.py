@@ -8,11 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +21,10 @@ import yaml
 
 from kitbash_ray import Kitbash
 from kitbash_ray.config import CLUSTER_MARK, PROJECT, Settings
-from kitbash_ray.errors import KitbashError
 from kitbash_ray.state import Running
 from kitbash_ray.token import find_token
 from kitbash_ray.types import Answer
+from tests.asking import Asked, again_and_again
 
 T = TypeVar("T")
 
@@ -115,37 +114,14 @@ def eventually(look: Callable[[], T], seconds: float, what: str) -> T:
     raise AssertionError(f"not within {seconds:.0f} s: {what}") from problem
 
 
-@dataclass
-class Asked:
-    """What a client that asked all the time got."""
-
-    answers: list[tuple[float, Answer]] = field(default_factory=list)
-    errors: list[Exception] = field(default_factory=list)
-
-
 @contextmanager
-def asking(cluster: Cluster, question: str) -> Iterator[Asked]:
-    """A client in a thread asks `question` again and again meanwhile."""
-    asked, enough = Asked(), threading.Event()
-
-    def ask() -> None:
-        with Kitbash(settings=cluster.settings) as client:
-            while not enough.wait(0.02):
-                began = time.monotonic()
-                try:
-                    answer = client.ask(question)
-                    asked.answers.append((time.monotonic() - began, answer))
-                except KitbashError as error:
-                    asked.errors.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    try:
+def asking(cluster: Cluster, question: str) -> Iterator[Asked[Answer]]:
+    """A client asks `question` again and again meanwhile."""
+    with (
+        Kitbash(settings=cluster.settings) as client,
+        again_and_again(lambda: client.ask(question), question, pause_s=0.02) as asked,
+    ):
         yield asked
-    finally:
-        enough.set()
-        thread.join(60)
-        assert not thread.is_alive(), f"a question hangs: {question}"
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from kitbash_ray import Kitbash
 from kitbash_ray.errors import KitbashError
 from kitbash_ray.redis_server import RedisServer
 from kitbash_ray.types import Answer
+from tests.asking import Asked
 
-from .harness import ATP, SLACK_S, UNKNOWN, Asked, Cluster, asking, eventually, fact_text, listening, naming, processes, stopped
+from .harness import ATP, SLACK_S, UNKNOWN, Cluster, asking, eventually, fact_text, listening, naming, processes, stopped
 from .redis_trouble import all_back, without_redis
 
 #: Within this many seconds Ray has a killed actor back.
@@ -54,11 +55,11 @@ def test_a_killed_actor_costs_no_right_answer_and_comes_back(cluster: Cluster, c
         after = eventually(lambda: _new_pid(cluster, layer, before), BACK_S + SLACK_S, f"{layer} is back")
         took = time.monotonic() - killed
         seen = len(unknown.answers)
-        eventually(lambda: any(_outcomes(a)[layer] == "answered" for _, a in unknown.answers[seen + 1 :]), 20, "it answers")
+        eventually(lambda: any(_outcomes(a)[layer] == "answered" for a in unknown.answers[seen + 1 :]), 20, "it answers")
     assert after != before
     assert took < BACK_S + SLACK_S, f"{layer} came back after {took:.1f} s"  # beside two who ask without a pause
     assert known.errors == unknown.errors == []
-    assert {answer.answer for _, answer in known.answers} == {fact_text(ATP)}
+    assert {answer.answer for answer in known.answers} == {fact_text(ATP)}
     _assert_no_slow_layer(cluster, known, unknown)
 
 
@@ -71,10 +72,10 @@ def _new_pid(cluster: Cluster, layer: str, before: int) -> int | None:
     return int(beat["pid"]) if beat["state"] == "ready" and int(beat["pid"]) != before else None
 
 
-def _assert_no_slow_layer(cluster: Cluster, *all_asked: Asked) -> None:
+def _assert_no_slow_layer(cluster: Cluster, *all_asked: Asked[Answer]) -> None:
     limits = timeouts_s(cluster)
     for asked in all_asked:
-        for took, answer in asked.answers:
+        for took, answer in zip(asked.seconds, asked.answers, strict=True):
             for step in answer.path:
                 assert step.latency_ms / 1000 < limits[step.layer] + SLACK_S, step
             assert took < sum(limits[step.layer] for step in answer.path) + SLACK_S, answer.path

@@ -117,6 +117,6 @@ def test_each_resource_that_is_named_has_a_replica_and_one_that_dies_costs_no_an
             back = len(asked.answers)  # the front door asks for its health once a second
             eventually(lambda back=back: len(asked.answers) > back + 20, 30, "the front door knows that it is back")
     assert asked.errors == []
-    steps = [step for _, answer in asked.answers for step in answer.path if step.layer == "cartridge"]
+    steps = [step for answer in asked.answers for step in answer.path if step.layer == "cartridge"]
     assert [step for step in steps if step.outcome not in ("answered", "abstained")] == []
-    assert {answer.degraded for _, answer in asked.answers} == {()}
+    assert {answer.degraded for answer in asked.answers} == {()}

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -16,9 +17,10 @@ from actors.haproxy import free_port
 from kitbash_ray import Kitbash
 from kitbash_ray.redis_client import connect_sync
 from kitbash_ray.redis_server import Listen, RedisServer
-from kitbash_ray.types import Event
+from kitbash_ray.types import Answer, Event
+from tests.asking import Asked
 
-from .harness import ATP, SLACK_S, UNKNOWN, Asked, Cluster, asking, eventually, fact_text, naming
+from .harness import ATP, SLACK_S, UNKNOWN, Cluster, asking, eventually, fact_text, naming
 from .redis_trouble import all_back, without_redis
 
 STOPPED_S = 5.0
@@ -43,24 +45,24 @@ def test_while_redis_stands_still_every_question_is_answered_and_all_is_recorded
             end = time.monotonic() + STOPPED_S
             eventually(lambda: time.monotonic() > end, STOPPED_S + 1, "Redis has stood still for a while")
             eventually(lambda: _all_have_more(asked, before), 60, "all are being answered without Redis")
-            eventually(lambda: not asked[0].answers[-1][1].recorded, 5, "answers say that they are not recorded")
-        eventually(lambda: asked[0].answers[-1][1].recorded, 10, "answers are recorded again")
+            eventually(lambda: not asked[0].answers[-1].recorded, 5, "answers say that they are not recorded")
+        eventually(lambda: asked[0].answers[-1].recorded, 10, "answers are recorded again")
     assert [error for each in asked for error in each.errors] == []
-    assert {answer.answer for each in asked[:3] for _, answer in each.answers} == {fact_text(ATP)}
-    assert max(took for each in asked for took, _ in each.answers) < sum(timeouts) / 1000 + SLACK_S
+    assert {answer.answer for each in asked[:3] for answer in each.answers} == {fact_text(ATP)}
+    assert max(took for each in asked for took in each.seconds) < sum(timeouts) / 1000 + SLACK_S
     _assert_all_recorded(client, asked)
 
 
-def _all_have_more(asked: list[Asked], before: list[int]) -> bool:
+def _all_have_more(asked: list[Asked[Answer]], before: list[int]) -> bool:
     return all(len(each.answers) > count + 1 for each, count in zip(asked, before, strict=True))
 
 
-def _assert_all_recorded(client: Kitbash, asked: list[Asked]) -> None:
+def _assert_all_recorded(client: Kitbash, asked: list[Asked[Answer]]) -> None:
     """Each query has all its events, in order and once, on the blackboard and in the feed."""
     fed: dict[str, list[int]] = {}
     for event in client.feed("0", follow=False):
         fed.setdefault(event.query_id, []).append(event.seq)
-    for _, answer in (pair for each in asked for pair in each.answers):
+    for answer in chain.from_iterable(each.answers for each in asked):
         events = client.events(answer.query_id)
         assert [event.seq for event in events] == list(range(len(events))) == fed[answer.query_id]
         assert events[-1].answer == answer

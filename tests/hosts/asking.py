@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
+
+from tests.asking import Asked, again_and_again
 
 from .devices import ThreeDevices
 
@@ -21,31 +20,9 @@ BACK_S = 60.0
 TWO_FACTS = "What is the default port of Redis and of the Ray dashboard?"
 
 
-@dataclass
-class Asked:
-    answers: list[dict[str, Any]] = field(default_factory=list)
-    errors: list[Exception] = field(default_factory=list)
-
-
-@contextmanager
-def asking(devices: ThreeDevices, question: str) -> Iterator[Asked]:
+def asking(devices: ThreeDevices, question: str) -> AbstractContextManager[Asked[dict[str, Any]]]:
     """Somebody asks `question` at device A again and again meanwhile."""
-    asked, enough = Asked(), threading.Event()
-
-    def ask() -> None:
-        while not enough.wait(0.1):
-            try:
-                asked.answers.append(devices.ask(question))
-            except httpx.HTTPError as error:
-                asked.errors.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    try:
-        yield asked
-    finally:
-        enough.set()
-        thread.join(60)
+    return again_and_again(lambda: devices.ask(question), question, pause_s=0.1)
 
 
 def outcomes(answer: dict[str, Any]) -> dict[str, str]:
