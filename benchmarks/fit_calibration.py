@@ -64,9 +64,10 @@ BOTH = "in_turn"
 OVER_SHIPPED = ("ordinary", "everyday", "asked_a", "asked_b", "asked_c", "visitor_a")
 #: Never fitted, never used to choose anything: they tell how good the rest is.
 JUDGES = ("newcomer", "visitor")
-#: One small step away from a shipped fact, over the shipped cartridges: they teach. Of the last, which has several
-#: for each fact, only those are asked here that the verifier has not learned from.
-TRAPS = ("traps_a", "traps_b", "traps_c")
+#: One small step away from a shipped fact, over the shipped cartridges: they teach. Of the sets that have several for
+#: each fact, only those are asked here that the verifier has not learned from.
+TRAPS_OF_EACH = ("traps_c", "traps_d")
+TRAPS = ("traps_a", "traps_b", *TRAPS_OF_EACH)
 ORDINARY = frozenset({"dev_d", *OVER_SHIPPED})
 #: The shipped cartridges' own questions: `kitbash calibrate` asks them anew, so they are not stored.
 CARTRIDGES = "cartridges"
@@ -128,7 +129,9 @@ def shipped_library() -> Knowledge:
     questions = [(CARTRIDGES, question) for question in held_out(contents)]
     questions += [(name, item) for name in (*OVER_SHIPPED, *TRAPS, *JUDGES) for item in read_questions(name)]
     taught = taught_questions()
-    return Knowledge(facts, [each for each in questions if each[0] != TRAPS[-1] or question_key(each[1].query) not in taught])
+    return Knowledge(
+        facts, [each for each in questions if each[0] not in TRAPS_OF_EACH or question_key(each[1].query) not in taught]
+    )
 
 
 def collect(store: VectorStore, verifier: Verifies, student: StudentLayer) -> dict[str, list[Sample]]:

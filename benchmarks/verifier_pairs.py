@@ -29,9 +29,8 @@ from kitbash_ray.questions import question_key
 
 OBSCURE = ("dev_a", "dev_b", "dev_c")
 JUDGES = ("newcomer", "visitor", "swaps")
-#: What a pair weighs where it is not 1: what was written one by one teaches more than what is made from asks, and of
-#: traps there are four times as many as of the questions beside them that are answered.
-WEIGHTS = {"trap": 2.0, "control": 4.0, "obscure": 2.0}
+#: What a pair weighs where it is not 1: what was written one by one teaches more than what is made from asks.
+WEIGHTS = {"trap": 2.0, "control": 2.0, "obscure": 2.0}
 #: Candidates of an obscure question that it is put beside.
 BESIDE = 3
 #: Above this cosine another fact's text asks the same thing, so that fact may answer too.
