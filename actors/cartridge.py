@@ -11,8 +11,7 @@ from kitbash_ray.direct import open_calibration
 from kitbash_ray.knowledge.grain_index import GrainIndex
 from kitbash_ray.knowledge.index import open_builder
 from kitbash_ray.knowledge.retrieval import Retrieval
-from kitbash_ray.knowledge.verifier import open_verifier
-from kitbash_ray.layers.cartridge import CartridgeLayer
+from kitbash_ray.layers.cartridge import open_cartridge
 from kitbash_ray.replicas import Health
 from kitbash_ray.types import LayerResult, Query
 from kitbash_ray.watch import Watch
@@ -24,12 +23,8 @@ class Cartridge:
     def __init__(self, settings: Settings) -> None:
         self._builder = open_builder(settings)
         self._version = self._builder.build()
-        self._layer = CartridgeLayer(
-            *self._open(self._version),
-            open_calibration(settings),
-            embedder=self._builder.embedder,
-            verifier=open_verifier(settings),
-        )
+        opened, calibration = self._open(self._version), open_calibration(settings)
+        self._layer = open_cartridge(*opened, calibration, self._builder.embedder, settings)
         self._busy = 0
         self._watch = Watch(self._builder.version, self._version, self._rebuild)
         Heartbeat(own_name("cartridge"), "cartridge", settings, self._status)

@@ -3,8 +3,8 @@
 All paragraphs of the file are passages of one library, and every question is asked of all of them.
 The trees that rank candidates learn how much of the answer (SQuAD's F1) each candidate is, on the
 questions that have one; the regression of the confidence learns whether the sentence quoted holds an answer, on
-all questions and on rankings by trees that have not seen the question's article. The data is not in
-the repository: KITBASH_BENCH_DATA names its folder. Figures: benchmarks/squad2.py.
+all questions and on rankings by trees that have not seen the question's article. What the extractor says of a
+question comes from one that has not learned from its article (fit_extractor.py). Figures: benchmarks/squad2.py.
 
     python -m benchmarks.fit_quotes [--write]
 """
@@ -12,15 +12,10 @@ the repository: KITBASH_BENCH_DATA names its folder. Figures: benchmarks/squad2.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
-import re
-import string
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +23,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.squad import DATA, HALVES, each_article, f1_of, mark, normalized, read_articles
 from kitbash_ray.calibration import LEAF, Node
-from kitbash_ray.config import PROJECT, load_settings
+from kitbash_ray.config import load_settings
+from kitbash_ray.knowledge import extractor
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.embedder import open_embedder
 from kitbash_ray.knowledge.evidence import Rarity
+from kitbash_ray.knowledge.extractor import Extractor, Extracts
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope, build_arrays
+from kitbash_ray.knowledge.low_rank import taught
 from kitbash_ray.knowledge.quotes import (
     CONFIDENCE_FEATURES,
     SHIPPED,
@@ -51,7 +50,6 @@ Floats = npt.NDArray[np.float64]
 #: Weights of CONFIDENCE_FEATURES and what is added to them.
 Line = tuple[list[float], float]
 
-DATA = Path(os.environ.get("KITBASH_BENCH_DATA", PROJECT.parent / "shared" / "data"))
 #: Wrong candidates of a question that the ranking learns from, drawn at random; right ones are all in.
 WRONG_CANDIDATES = 60
 #: Sizes of the trees. Those of the ranking were the first tried; smaller ones keep the file small.
@@ -94,33 +92,21 @@ class Said:
     trap: bool
 
 
-def read_articles(*, few: bool = False) -> list[dict[str, Any]]:
-    """The articles of every squad2*.json in DATA; with `few`, of each paragraph the first question and the last.
-
-    Those that have no answer stand last.
-    """
-    articles = [article for path in sorted(DATA.glob("squad2*.json")) for article in json.loads(path.read_text())["data"]]
-    for paragraph in (paragraph for article in articles for paragraph in article["paragraphs"]):
-        if few and len(paragraph["qas"]) > 2:
-            paragraph["qas"] = [paragraph["qas"][0], paragraph["qas"][-1]]
-    return articles
-
-
-def normalized(text: str) -> list[str]:
-    """The words that SQuAD's official score compares."""
-    text = "".join(char for char in text.lower() if char not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+def unseen_extractors(titles: Sequence[str]) -> dict[str, Extracts]:
+    """For each title an extractor that has not learned from that article: the shipped one, or one of those of a half."""
+    cache_dir = load_settings().cache_dir
+    seen = {path: taught(path) for path in (extractor.SHIPPED, *HALVES)}
+    free = {title: [path for path, marks in seen.items() if mark(title) not in marks] for title in titles}
+    if learned := [title for title, paths in free.items() if not paths]:
+        raise SystemExit(
+            f"Every extractor has learned from {learned}; train them anew: python -m benchmarks.fit_extractor --write"
+        )
+    opened = {path: Extractor(cache_dir, changes=path) for path in {paths[0] for paths in free.values()}}
+    return {title: opened[paths[0]] for title, paths in free.items()}
 
 
-def f1_of(words: Sequence[str], answer: Sequence[str]) -> float:
-    """SQuAD's F1 of two lists of normalized words."""
-    if not words or not answer:
-        return float(list(words) == list(answer))
-    return 2 * sum((Counter(words) & Counter(answer)).values()) / (len(words) + len(answer))
-
-
-def ask_all(articles: Sequence[dict[str, Any]]) -> tuple[list[Asked], Rarity]:
-    """Every question, asked of a library of all paragraphs, and how rare a word is in it."""
+def ask_all(articles: Sequence[dict[str, Any]], extractors: Mapping[str, Extracts]) -> tuple[list[Asked], Rarity]:
+    """Every question, asked of a library of all paragraphs, and how rare a word is in it; an extractor for each title."""
     settings = load_settings()
     store = VectorStore(open_embedder(settings), settings.cache_dir)
     paragraphs = [(article["title"], paragraph) for article in articles for paragraph in article["paragraphs"]]
@@ -139,7 +125,7 @@ def ask_all(articles: Sequence[dict[str, Any]]) -> tuple[list[Asked], Rarity]:
                 began = time.perf_counter()
                 found = retrieval.search(entry["question"], vector, Scope())
                 seconds = time.perf_counter() - began
-                choice = quotable(entry["question"], found, index.rarity)
+                choice = quotable(entry["question"], found, index.rarity, extractors[title])
                 asked.append(_asked(title, entry, fact, found, choice, seconds, index))
     return asked, index.rarity
 
@@ -163,7 +149,7 @@ def say(item: Asked, spans: Trees, rarity: Rarity) -> Said:
     """What is quoted to a question by a ranking."""
     if not item.choice.candidates.places:
         return Said((0.0,) * len(CONFIDENCE_FEATURES), 0.0, False, not item.answerable)
-    best, features = weigh(item.choice, spans(item.choice.candidates.features), rarity)
+    best, features = weigh(item.choice, spans(item.choice.features), rarity)
     passage, _, sentence = item.choice.sentences[item.choice.candidates.places[best][0]]
     holds = any(answer in sentence.text for answer in item.answers)
     return Said(features, float(item.f1[best]), holds and passage.grain.source.fact_id == item.gold, not item.answerable)
@@ -181,7 +167,7 @@ def fit_spans(asked: Sequence[Asked]) -> tuple[list[list[Node]], float]:
         right, wrong = np.flatnonzero(item.f1 > 0), np.flatnonzero(item.f1 == 0)
         drawn = chance.choice(wrong, min(WRONG_CANDIDATES, len(wrong)), replace=False) if len(wrong) else wrong
         kept = np.concatenate([right, drawn])
-        rows.append(item.choice.candidates.features[kept])
+        rows.append(item.choice.features[kept])
         targets.append(item.f1[kept])
     inputs = np.concatenate(rows)
     model = HistGradientBoostingRegressor(**RANKING, l2_regularization=5.0, early_stopping=False, random_state=0)
@@ -252,20 +238,9 @@ def unseen(asked: Sequence[Asked], said: Sequence[Said], folds: dict[str, int]) 
     return odds, gains
 
 
-def each_article(asked: Sequence[Asked], folds: int | None = None) -> dict[str, int]:
-    """A fold for each article, or for every `folds`-th of them."""
-    titles = sorted({item.article for item in asked})
-    return {title: number % (folds or len(titles)) for number, title in enumerate(titles)}
-
-
 def shipped() -> tuple[dict[str, Any], QuoteFit]:
     """The shipped fit with what it remembers."""
     return json.loads(SHIPPED.read_text()), load_quote_fit()
-
-
-def mark(title: str) -> str:
-    """What the fit remembers of an article that it has seen."""
-    return hashlib.blake2b(title.encode(), digest_size=4).hexdigest()
 
 
 def main() -> None:
@@ -276,8 +251,9 @@ def main() -> None:
     if not articles:
         print(f"Nothing to fit on: there is no squad2*.json in {DATA}.")
         return
-    asked, rarity = ask_all(articles)
-    said = left_out(asked, rarity, each_article(asked))
+    titles = [article["title"] for article in articles]
+    asked, rarity = ask_all(articles, unseen_extractors(titles))
+    said = left_out(asked, rarity, each_article(titles))
     spans, bias = fit_spans(asked)
     lines = {"confidence": fit_confidence(said), "gain": fit_gain(asked, said)}
     result = {

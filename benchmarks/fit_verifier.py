@@ -1,11 +1,10 @@
 """Train the verifier of layer 2: MiniLM reads question and fact together and says whether the fact answers.
 
-What is learned are low-rank changes to the matrices of MiniLM's six blocks and a linear head on the
-mean of the token vectors; kitbash_ray/knowledge/verifier.py merges them into a GGUF. Runs on one
-processor core in about a quarter of an hour. Needs the extra `train` (PyTorch). Not here: the pairs
-that it learns from (verifier_pairs.py).
+What is learned are low-rank changes to MiniLM and a linear head on the mean of the token vectors
+(cross_encoder.py). Runs on one processor core. Needs the extra `train` (PyTorch). Not here: the pairs that it
+learns from (verifier_pairs.py).
 
-    python -m benchmarks.fit_verifier [--minutes 15] [--resume] [--write]
+    python -m benchmarks.fit_verifier [--minutes 54] [--resume] [--write]
 """
 
 from __future__ import annotations
@@ -22,82 +21,20 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import finish
+from benchmarks.cross_encoder import CrossEncoder, padded
 from benchmarks.verifier_pairs import Pair, all_pairs, noisy, taught_keys
 from kitbash_ray.config import load_settings
 from kitbash_ray.knowledge.embedder import open_embedder
 from kitbash_ray.knowledge.minilm import weights_folder
 from kitbash_ray.knowledge.vectors import VectorStore
-from kitbash_ray.knowledge.verifier import MATRICES, MAX_TOKENS, SHIPPED, side_by_side
+from kitbash_ray.knowledge.verifier import MAX_TOKENS, SHIPPED, side_by_side
 
-BLOCKS, WIDTH, HEADS = 6, 384, 12
-RANK = 32
 #: With a step of 1e-3 it learns nothing any more since a quarter of the pairs are written to mislead.
 BATCH, STEP = 32, 4e-4
 #: How often the nearest way to ask is left out: imported facts have none.
 WITHOUT_ASK = 0.3
 #: Of the plain neighbours, which are the most and the easiest, this share is read in a round.
 NEIGHBOURS_READ = 0.5
-HALF = torch.bfloat16
-
-
-class CrossEncoder(torch.nn.Module):
-    """MiniLM with low-rank changes, mean pooling and one logit. Frozen weights are kept in 16 bits."""
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        super().__init__()
-        weights = {name.removeprefix("bert."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
-        self.frozen = {name: tensor.float() for name, tensor in weights.items() if tensor.is_floating_point()}
-        self.set_type(HALF)
-        self.down, self.up = torch.nn.ParameterDict(), torch.nn.ParameterDict()
-        for name, matrix in self._matrices():
-            outputs, inputs = matrix.shape
-            self.down[name] = torch.nn.Parameter(torch.randn(RANK, inputs) / inputs**0.5)
-            self.up[name] = torch.nn.Parameter(torch.zeros(outputs, RANK))
-        self.head = torch.nn.Linear(WIDTH, 1)
-        torch.nn.init.normal_(self.head.weight, std=0.02)
-
-    def set_type(self, kind: torch.dtype) -> None:
-        """Compute in this type from now on."""
-        self.kind = kind
-        self.typed = {name: tensor.to(kind) for name, tensor in self.frozen.items()}
-
-    def _matrices(self) -> Iterator[tuple[str, Any]]:
-        for block in range(BLOCKS):
-            for part in MATRICES:
-                yield f"{block}/{part.replace('.', '/')}", self.frozen[f"encoder.layer.{block}.{part}.weight"]
-
-    def _linear(self, block: int, part: str, x: Any) -> Any:
-        prefix, name = f"encoder.layer.{block}.{part}", f"{block}/{part.replace('.', '/')}"
-        plain = F.linear(x, self.typed[prefix + ".weight"], self.typed[prefix + ".bias"])
-        change = F.linear(x, self.down[name].to(self.kind)).flatten(0, 1)
-        return torch.addmm(plain.flatten(0, 1), change, self.up[name].to(self.kind).t()).view(plain.shape)
-
-    def _norm(self, name: str, x: Any) -> Any:
-        return F.layer_norm(x, (WIDTH,), self.typed[name + ".weight"], self.typed[name + ".bias"], 1e-12)
-
-    def forward(self, ids: Any, mask: Any) -> Any:
-        texts, length = ids.shape
-        typed, e = self.typed, "embeddings."
-        x = typed[e + "word_embeddings.weight"][ids] + typed[e + "position_embeddings.weight"][:length]
-        x = self._norm(e + "LayerNorm", x + typed[e + "token_type_embeddings.weight"][0])
-        hidden = ((1 - mask) * -30000.0)[:, None, None, :].to(self.kind)
-
-        def split(y: Any) -> Any:
-            return y.view(texts, length, HEADS, WIDTH // HEADS).transpose(1, 2)
-
-        for block in range(BLOCKS):
-            query = split(self._linear(block, "attention.self.query", x)) * (WIDTH / HEADS) ** -0.5
-            looks = query @ split(self._linear(block, "attention.self.key", x)).transpose(-1, -2) + hidden
-            seen = looks.softmax(-1) @ split(self._linear(block, "attention.self.value", x))
-            seen = self._linear(block, "attention.output.dense", seen.transpose(1, 2).reshape(x.shape))
-            x = self._norm(f"encoder.layer.{block}.attention.output.LayerNorm", x + seen)
-            # llama.cpp computes this approximation of GELU.
-            inner = F.gelu(self._linear(block, "intermediate.dense", x), approximate="tanh")
-            x = self._norm(f"encoder.layer.{block}.output.LayerNorm", x + self._linear(block, "output.dense", inner))
-        x, kept = x.float(), mask[:, :, None]
-        return self.head((x * kept).sum(1) / kept.sum(1))[:, 0]
 
 
 class Reader:
@@ -122,15 +59,6 @@ class Reader:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [found.ids[:MAX_TOKENS] for found in self._tokenizer.encode_batch(list(texts))]
-
-
-def padded(rows: Sequence[list[int]]) -> tuple[Any, Any]:
-    """Ids and mask; lengths are multiples of 8, which the processor's matrix unit likes."""
-    length = -(-max(map(len, rows)) // 8) * 8
-    ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length)
-    for at, row in enumerate(rows):
-        ids[at, : len(row)], mask[at, : len(row)] = torch.tensor(row), 1.0
-    return ids, mask
 
 
 def batches(pairs: Sequence[Pair], reader: Reader, rnd: random.Random) -> Iterator[tuple[Any, Any, Any, Any]]:
@@ -197,30 +125,9 @@ def train(model: CrossEncoder, pairs: Sequence[Pair], reader: Reader, minutes: f
         rounds += 1
 
 
-def save(model: CrossEncoder, path: Path) -> None:
-    """The changes and the head in 16 bits."""
-    arrays = {"head.weight": model.head.weight.detach().numpy()[0], "head.bias": model.head.bias.detach().numpy()}
-    for name in model.down:
-        plain = name.replace("/", ".")
-        arrays[f"{plain}.down"] = model.down[name].detach().numpy()
-        arrays[f"{plain}.up"] = model.up[name].detach().numpy()
-    taught = np.array(sorted(taught_keys()), np.int64)
-    np.savez_compressed(path, **{name: array.astype(np.float16) for name, array in arrays.items()}, seen=taught)
-
-
-def load(model: CrossEncoder, path: Path) -> None:
-    """The inverse of `save`."""
-    with np.load(path) as stored, torch.no_grad():
-        model.head.weight[0], model.head.bias[:] = torch.tensor(stored["head.weight"]), torch.tensor(stored["head.bias"])
-        for name in model.down:
-            plain = name.replace("/", ".")
-            model.down[name][:] = torch.tensor(stored[f"{plain}.down"])
-            model.up[name][:] = torch.tensor(stored[f"{plain}.up"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, default=54.0)
     parser.add_argument("--resume", action="store_true", help="go on from the verifier.npz that is there")
     parser.add_argument("--write", action="store_true", help="replace verifier.npz in kitbash_ray/knowledge/")
     options = parser.parse_args()
@@ -231,12 +138,12 @@ def main() -> None:
     pairs = all_pairs(VectorStore(open_embedder(settings), settings.cache_dir))
     reader, model = Reader(folder, rnd), CrossEncoder(folder)
     if options.resume:
-        load(model, SHIPPED)
+        model.load(SHIPPED)
     held_out = [pair for pair in pairs if pair.held_out]
     seen = train(model, [pair for pair in pairs if not pair.held_out], reader, options.minutes, rnd)
     areas = told_apart(model, held_out, reader)
     if options.write:
-        save(model, SHIPPED)
+        np.savez_compressed(SHIPPED, **model.arrays(), seen=np.array(sorted(taught_keys()), np.int64))
     finish("fit_verifier", {"pairs_read": seen, **{name.replace(" ", "_"): area for name, area in areas.items()}}, {})
 
 

@@ -2,8 +2,8 @@
 
 All paragraphs are passages of one library; every question is asked of all of them, and more than
 half cannot be answered from the paragraph they were written for. No language model takes part.
-An article is judged by a fit that has not seen it: the shipped one where that is so, else by trees
-fitted here on the other articles. The confidence learns from rankings that have not seen the
+An article is judged by fits that have not seen it: the shipped ones where that is so, else by an extractor
+that learned from every second article (fit_extractor.py) and by trees fitted here on the other articles. The confidence learns from rankings that have not seen the
 question's own article either, but may have seen the article that is judged.
 
     python -m benchmarks.squad2 [--quick]
@@ -21,20 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import finish, percentile, print_table
-from benchmarks.fit_quotes import (
-    DATA,
-    Asked,
-    Floats,
-    Said,
-    ask_all,
-    each_article,
-    left_out,
-    mark,
-    read_articles,
-    say,
-    shipped,
-    unseen,
-)  # fmt: skip
+from benchmarks.fit_quotes import Asked, Floats, Said, ask_all, left_out, say, shipped, unseen, unseen_extractors
+from benchmarks.squad import DATA, each_article, mark, read_articles
 from kitbash_ray.bounds import lowest_threshold
 from kitbash_ray.knowledge.evidence import Rarity
 from kitbash_ray.knowledge.text import read
@@ -50,6 +38,11 @@ QUICK_FOLDS = 2
 Cell = tuple[str, float, int, float, float]
 
 
+def asked_of_unseen(articles: Sequence[dict[str, Any]]) -> tuple[list[Asked], Rarity]:
+    """Every question with what is found for it, read by extractors that have not learned from its article."""
+    return ask_all(articles, unseen_extractors([article["title"] for article in articles]))
+
+
 def judged(asked: Sequence[Asked], rarity: Rarity, folds: int | None = None) -> tuple[list[Said], Floats, Floats]:
     """What is said to each question, the log-odds that it is right, and the F1 that answering is expected to gain."""
     raw, fit = shipped()
@@ -59,7 +52,7 @@ def judged(asked: Sequence[Asked], rarity: Rarity, folds: int | None = None) -> 
     odds, gains = (features @ np.array(raw[name]["weights"]) + raw[name]["bias"] for name in ("confidence", "gain"))
     if known.any():
         old = [item for item, its in zip(asked, known, strict=True) if its]
-        fold_of = each_article(old, folds)
+        fold_of = each_article((item.article for item in old), folds)
         again = left_out(old, rarity, fold_of)
         odds[known], gains[known] = unseen(old, again, fold_of)
         for at, own in zip(np.flatnonzero(known), again, strict=True):
@@ -115,7 +108,7 @@ def cells(asked: Sequence[Asked], said: Sequence[Said], odds: Floats) -> list[Ce
 
 
 def _numbers(asked: Sequence[Asked]) -> list[int]:
-    numbers = each_article(asked)
+    numbers = each_article(item.article for item in asked)
     return [numbers[item.article] for item in asked]
 
 
@@ -124,7 +117,7 @@ def budget_cells() -> list[Cell]:
     articles = read_articles()
     if not articles:
         return []
-    asked, rarity = ask_all(articles)
+    asked, rarity = asked_of_unseen(articles)
     said, odds, _ = judged(asked, rarity)
     return cells(asked, said, odds)
 
@@ -170,7 +163,7 @@ def main() -> None:
     if not articles:
         print(f"Skipped: there is no squad2*.json in {DATA}; KITBASH_BENCH_DATA names the folder.")
         return
-    asked, rarity = ask_all(articles)
+    asked, rarity = asked_of_unseen(articles)
     metrics = report(asked, *judged(asked, rarity, QUICK_FOLDS if quick else None))
     peers = {f"bm25_recall_at_{first}": bm25_recall(articles, first) for first in (1, 5)}
     rows = [("Kitbash", metrics["recall_at_1"], metrics["recall_at_5"]), ("BM25 alone", *peers.values())]

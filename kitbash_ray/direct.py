@@ -14,9 +14,8 @@ from kitbash_ray.knowledge.grain_index import GrainIndex
 from kitbash_ray.knowledge.index import IndexBuilder, open_builder
 from kitbash_ray.knowledge.retrieval import Retrieval
 from kitbash_ray.knowledge.vectors import Progress
-from kitbash_ray.knowledge.verifier import open_verifier
 from kitbash_ray.layers.bitnet import StudentLayer, open_bitnet
-from kitbash_ray.layers.cartridge import CartridgeLayer
+from kitbash_ray.layers.cartridge import open_cartridge
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.layers.kobold import open_kobold
 from kitbash_ray.policy import policy_named
@@ -77,7 +76,7 @@ class Direct:
             [
                 grain,
                 bitnet,
-                CartridgeLayer(table, index, calibration, embedder=embedder, verifier=open_verifier(settings)),
+                open_cartridge(table, index, calibration, embedder, settings),
                 open_kobold(settings, calibration),
             ],
             settings,

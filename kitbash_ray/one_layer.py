@@ -45,8 +45,7 @@ def _cartridge(settings: Settings, calibration: Calibration) -> Layer:
     from kitbash_ray.knowledge.grain_index import GrainIndex
     from kitbash_ray.knowledge.index import open_builder
     from kitbash_ray.knowledge.retrieval import Retrieval
-    from kitbash_ray.knowledge.verifier import open_verifier
-    from kitbash_ray.layers.cartridge import CartridgeLayer
+    from kitbash_ray.layers.cartridge import open_cartridge
 
     builder = open_builder(settings)
     version = builder.build()
@@ -54,7 +53,7 @@ def _cartridge(settings: Settings, calibration: Calibration) -> Layer:
     def opened(version: str) -> tuple[Retrieval, GrainIndex]:
         return Retrieval(builder.table(version)), GrainIndex(builder.grains(version))
 
-    layer = CartridgeLayer(*opened(version), calibration, embedder=builder.embedder, verifier=open_verifier(settings))
+    layer = open_cartridge(*opened(version), calibration, builder.embedder, settings)
     Watch(builder.version, version, lambda new: layer.swap(*opened(new)))
     return layer
 

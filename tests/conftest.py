@@ -11,6 +11,7 @@ import yaml
 
 from kitbash_ray.config import load_settings
 from kitbash_ray.knowledge.embedder import Embeds, open_embedder
+from kitbash_ray.knowledge.extractor import Extractor, open_extractor
 from kitbash_ray.knowledge.verifier import Verifier, open_verifier
 from kitbash_ray.tiny_model import write_tiny_gguf
 
@@ -66,6 +67,12 @@ def embedder() -> Embeds:
 def verifier() -> Verifier:
     """The real one, like the embedder."""
     return open_verifier(load_settings())
+
+
+@pytest.fixture(scope="session")
+def extractor() -> Extractor:
+    """The real one, like the embedder."""
+    return open_extractor(load_settings())
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A BERT encoder as an ONNX graph that multiplies in 8 bits: token ids in, the mean of their vectors out.
+"""A BERT encoder as an ONNX graph that multiplies in 8 bits: token ids in, their vectors and the mean of these out.
 
 Weights have one scale a column; activations have one a text, found as it is read. A few channels of a
 BERT are ten times as large as the others and would leave these only some of the 255 steps. So before a
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kitbash_ray.knowledge.encoder import TOKENIZER, Encoder
+from kitbash_ray.knowledge.encoder import POOLED, TOKENIZER, TOKENS, Encoder
 
 Array = npt.NDArray[Any]
 #: Adds the product of the value `x` with a matrix (out, in), and a bias, as the value `out`; returns its name.
@@ -141,11 +141,14 @@ def _model(bert: Bert, linear: Linear, last: Linear) -> onnx.ModelProto:
     value = _embedded(graph, bert)
     for block in range(bert.blocks):
         value = _block(graph, bert, block, value, linear, last)
-    graph.add("ReduceMean", [value, graph.constant("token_axis", np.array([1], np.int64))], "pooled", keepdims=0)
-    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [1, "tokens"])
-    pooled = helper.make_tensor_value_info("pooled", TensorProto.FLOAT, [1, bert.weights["embeddings.LayerNorm.bias"].size])
+    graph.add("ReduceMean", [value, graph.constant("token_axis", np.array([1], np.int64))], POOLED, keepdims=0)
+    graph.add("Identity", [value], TOKENS)
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [1, "count"])
+    width = bert.weights["embeddings.LayerNorm.bias"].size
+    pooled = helper.make_tensor_value_info(POOLED, TensorProto.FLOAT, [1, width])
+    tokens = helper.make_tensor_value_info(TOKENS, TensorProto.FLOAT, [1, "count", width])
     model = helper.make_model(
-        helper.make_graph(graph.nodes, "bert", [ids], [pooled], graph.constants),
+        helper.make_graph(graph.nodes, "bert", [ids], [pooled, tokens], graph.constants),
         opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)],
         ir_version=9,
     )

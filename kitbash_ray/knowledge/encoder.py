@@ -1,4 +1,4 @@
-"""A transformer encoder under ONNX Runtime: texts to the mean of their tokens' vectors.
+"""A transformer encoder under ONNX Runtime: texts to the vectors of their tokens, and to the mean of these.
 
 Each text is read by one thread, which is faster than many for a text of a question's length and
 disturbs no other program; many texts are read by several threads side by side.
@@ -18,6 +18,11 @@ from kitbash_ray.errors import ModelError
 
 Vectors = npt.NDArray[np.float32]
 
+#: Characters where tokens begin and end, shape (tokens, 2).
+Places = npt.NDArray[np.intp]
+
+#: The outputs of a graph: the mean of all tokens' vectors, and these.
+POOLED, TOKENS = "pooled", "tokens"
 #: The metadata of a graph that has its tokenizer in it, as Hugging Face writes it.
 TOKENIZER = "tokenizer"
 
@@ -52,15 +57,29 @@ class Encoder:
             return np.concatenate([np.zeros((0, self.dimensions), np.float32), *map(self._read, texts)])
         return np.concatenate(list(self._threads.map(self._read, texts)))
 
+    def read_tokens(self, texts: Sequence[str]) -> list[tuple[Vectors, Places]]:
+        """Of each text its tokens' vectors, shape (tokens, dimensions), and where each token begins and ends in it.
+
+        A token that is no part of the text begins and ends at 0.
+        """
+        return list(self._threads.map(self._read_tokens, texts))
+
     def count_tokens(self, texts: Sequence[str]) -> int:
         """How many tokens are read of all of `texts`."""
         return sum(len(self._tokenizer.encode(text).ids) for text in texts)
 
     def values(self, text: str, names: Sequence[str]) -> list[Any]:
         """The outputs `names` of the graph for one text."""
-        ids = np.array([self._tokenizer.encode(text).ids], np.int64)
-        return list(self._session.run(list(names), {"ids": ids}))
+        return self._run(self._tokenizer.encode(text).ids, names)
+
+    def _run(self, ids: Sequence[int], names: Sequence[str]) -> list[Any]:
+        return list(self._session.run(list(names), {"ids": np.array([ids], np.int64)}))
 
     def _read(self, text: str) -> Vectors:
-        vector: Vectors = self.values(text, ["pooled"])[0]
+        vector: Vectors = self.values(text, [POOLED])[0]
         return vector
+
+    def _read_tokens(self, text: str) -> tuple[Vectors, Places]:
+        tokens = self._tokenizer.encode(text)
+        vectors: Vectors = self._run(tokens.ids, [TOKENS])[0][0]
+        return vectors, np.array(tokens.offsets, np.intp)

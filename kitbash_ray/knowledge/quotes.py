@@ -1,8 +1,9 @@
 """What a passage says to a question: the sentence that answers, and the words in it.
 
-The sentences of the passages found are put in order by cosine and shared words; of the best few,
-boosted trees rank the runs of words (spans.py), and a logistic regression says how probable it is that
-the sentence answers. Both are fitted on questions that people asked about encyclopedic text (benchmarks/fit_quotes.py).
+The sentences of the passages found are put in order by cosine and shared words. A model reads the passages of
+the best few (extractor.py); with what it says, boosted trees rank the runs of words (spans.py), and a logistic
+regression says how probable it is that the sentence answers. Both are fitted on questions that people asked about
+encyclopedic text (benchmarks/fit_quotes.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from kitbash_ray.calibration import LEAF, Node
 from kitbash_ray.knowledge.evidence import Rarity
+from kitbash_ray.knowledge.extractor import Extracts, Reading
 from kitbash_ray.knowledge.retrieval import Found
 from kitbash_ray.knowledge.spans import Candidates, Sentence, candidates
 from kitbash_ray.knowledge.text import Words, opposites, read
@@ -36,8 +38,22 @@ CONFIDENCE_FEATURES = (
     "coverage", "uncovered", "uncovered_words", "passage_score", "passage_lead", "next_passage", "sixth_passage",
     "passage_coverage", "passage_uncovered", "passage_uncovered_words", "numbers_differ", "numbers_differ_in_passage",
     "negation_differs", "negated", "names_differ", "names_differ_in_passage", "names", "opposite", "opposite_in_passage",
-    "content_words", "words",
+    "content_words", "words", "read_words", "read_answered", "read_lead", "best_answered", "answered_lead", "best_read",
 )  # fmt: skip
+#: What the model's reading says of a run of words; the best is that of all candidates.
+READ_FEATURES = (
+    "begins",  # log-probability that the answer begins there
+    "ends",  # and that it ends there
+    "both",  # their sum
+    "answered",  # log-odds that the passage answers
+    "both_answered",  # the sum, less where the passage rather does not answer
+    "both_lead",  # the sum less the best
+    "both_answered_lead",
+)
+#: The least that both log-probabilities together count.
+LEAST_BOTH = -20.0
+#: How far the log-odds of the one passage that was read are taken to lie before the next.
+LEAD_ALONE = 3.0
 
 
 class Trees:
@@ -101,12 +117,22 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Quotable:
-    """The best sentences of the passages found, each with its passage and where it begins, and the candidates in them."""
+    """The best sentences of the passages found, each with its passage and where it begins, and the candidates in them.
+
+    `answered`: of each sentence the log-odds that its passage answers. `read`: READ_FEATURES of each candidate.
+    """
 
     question: str
     passages: Sequence[Found]
     sentences: list[tuple[Found, int, Sentence]]
     candidates: Candidates
+    answered: tuple[float, ...]
+    read: Floats
+
+    @property
+    def features(self) -> Floats:
+        """All features of each candidate."""
+        return np.hstack((self.candidates.features, self.read))
 
 
 @cache
@@ -117,7 +143,7 @@ def load_quote_fit(path: Path = SHIPPED) -> QuoteFit:
     return QuoteFit(Trees(spans["trees"], spans["bias"]), tuple(confidence["weights"]), confidence["bias"])
 
 
-def quotable(question: str, passages: Sequence[Found], rarity: Rarity) -> Quotable:
+def quotable(question: str, passages: Sequence[Found], rarity: Rarity, extractor: Extracts) -> Quotable:
     """What could be quoted from `passages`."""
     asked = read(question)
     every = [
@@ -126,7 +152,32 @@ def quotable(question: str, passages: Sequence[Found], rarity: Rarity) -> Quotab
         for start, end, cosine in found.sentences
     ]
     best = sorted(every, key=lambda item: -item[2].score)[:MOST_SENTENCES]
-    return Quotable(question, passages, best, candidates(question, [sentence for _, _, sentence in best], rarity))
+    readings = _readings(question, [found for found, _, _ in best], extractor)
+    runs = candidates(question, [sentence for _, _, sentence in best], rarity)
+    read_of = _read_features(runs, [start for _, start, _ in best], readings)
+    return Quotable(question, passages, best, runs, tuple(reading.answered for reading in readings), read_of)
+
+
+def _readings(question: str, passages: Sequence[Found], extractor: Extracts) -> list[Reading]:
+    """Of each of `passages`, of which the same may come again."""
+    texts = list(dict.fromkeys(found.grain.source.text for found in passages))
+    read_of = dict(zip(texts, extractor.read(question, texts), strict=True))
+    return [read_of[found.grain.source.text] for found in passages]
+
+
+def _read_features(runs: Candidates, starts: Sequence[int], readings: Sequence[Reading]) -> Floats:
+    """READ_FEATURES of each candidate, its sentence beginning at one of `starts` in the passage of one of `readings`."""
+    if not runs.places:
+        return np.zeros((0, len(READ_FEATURES)))
+    places = np.array(runs.places)
+    rows = np.zeros((len(places), 4))
+    for number, (start, reading) in enumerate(zip(starts, readings, strict=True)):
+        own = places[:, 0] == number
+        begins, ends = reading.begins_at(start + places[own, 1]), reading.ends_before(start + places[own, 2])
+        rows[own] = np.column_stack((begins, ends, (begins + ends).clip(LEAST_BOTH), np.full(len(begins), reading.answered)))
+    both = rows[:, 2]
+    answered = both + rows[:, 3].clip(max=0.0)
+    return np.column_stack((rows, answered, both - both.max(), answered - answered.max()))
 
 
 def _sentence(found: Found, start: int, end: int, cosine: float, asked: Words, rarity: Rarity) -> Sentence:
@@ -135,12 +186,12 @@ def _sentence(found: Found, start: int, end: int, cosine: float, asked: Words, r
     return Sentence(text[start:end], cosine, covered, found.order, text[max(0, start - BEFORE_CHARS) : start])
 
 
-def quote(question: str, passages: Sequence[Found], rarity: Rarity, fit: QuoteFit) -> Quote | None:
+def quote(question: str, passages: Sequence[Found], rarity: Rarity, fit: QuoteFit, extractor: Extracts) -> Quote | None:
     """The words of `passages` that most likely answer; None if there is no sentence to quote."""
-    choice = quotable(question, passages, rarity)
+    choice = quotable(question, passages, rarity, extractor)
     if not choice.candidates.places:
         return None
-    scores = fit.spans(choice.candidates.features)
+    scores = fit.spans(choice.features)
     best, features = weigh(choice, scores, rarity)
     number, first, last = choice.candidates.places[best]
     found, start, sentence = choice.sentences[number]
@@ -177,7 +228,16 @@ def weigh(choice: Quotable, scores: Floats, rarity: Rarity) -> tuple[int, tuple[
         _names_lacking(asked, here), _names_lacking(asked, there), float(len(asked.names)),
         _opposite(asked, here), _opposite(asked, there),
         float(len(set(asked.content))), float(len(choice.question.split())),
+        *_of_reading(choice, best),
     )  # fmt: skip
+
+
+def _of_reading(choice: Quotable, best: int) -> tuple[float, ...]:
+    """The features `read_words` to `best_read`."""
+    _, _, both, answered, _, lead, _ = choice.read[best].tolist()
+    by_passage = {id(found): its for (found, _, _), its in zip(choice.sentences, choice.answered, strict=True)}
+    surest, *others = sorted(by_passage.values(), reverse=True)
+    return both, answered, -lead, surest, surest - others[0] if others else LEAD_ALONE, float(choice.read[:, 4].max())
 
 
 def _shares(asked: Words, said: Words, rarity: Rarity) -> tuple[float, float, float]:

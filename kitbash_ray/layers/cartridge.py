@@ -17,13 +17,15 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from kitbash_ray.calibration import Calibration
+from kitbash_ray.config import Settings
 from kitbash_ray.knowledge.embedder import Embeds
 from kitbash_ray.knowledge.evidence import Comparison, Rarity, rounded
+from kitbash_ray.knowledge.extractor import Extracts, open_extractor
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope
 from kitbash_ray.knowledge.quotes import Quote, QuoteFit, load_quote_fit, quote
 from kitbash_ray.knowledge.retrieval import Found, Retrieval
 from kitbash_ray.knowledge.text import read, stands_alone, tokens
-from kitbash_ray.knowledge.verifier import Verifies
+from kitbash_ray.knowledge.verifier import Verifies, open_verifier
 from kitbash_ray.types import LayerResult, Query, Source
 
 #: Words by which a question says that it is about more than one thing.
@@ -69,11 +71,18 @@ class CartridgeLayer:
     name = "cartridge"
 
     def __init__(
-        self, retrieval: Retrieval, index: GrainIndex, calibration: Calibration, *, embedder: Embeds, verifier: Verifies
+        self,
+        retrieval: Retrieval,
+        index: GrainIndex,
+        calibration: Calibration,
+        *,
+        embedder: Embeds,
+        verifier: Verifies,
+        extractor: Extracts,
     ) -> None:
         """`index` tells how rare a word is among the same facts."""
         self._table = retrieval, index
-        self._verifier = verifier
+        self._verifier, self._extractor = verifier, extractor
         self._embedder = embedder
         self._fit = calibration.layers[self.name]
         self._quotes: QuoteFit = load_quote_fit()
@@ -121,7 +130,8 @@ class CartridgeLayer:
         beside = Comparison(text, candidates, rarity)
         first, *others = sorted(range(len(found)), key=beside.orders.__getitem__, reverse=True)[:READ_TOGETHER]
         if found[first].sentences:
-            said = quote(text, [item for item in found if item.sentences], rarity, self._quotes)
+            passages = [item for item in found if item.sentences]
+            said = quote(text, passages, rarity, self._quotes, self._extractor)
             if said:
                 return _Synthesis((_Cited(said.found, said),), said.confidence, said.found.cosine)
         likely = [first, *(at for at in others if not found[at].sentences)]
@@ -149,6 +159,20 @@ class CartridgeLayer:
         if first.cited[0].found.grain.source.fact_id == second.cited[0].found.grain.source.fact_id:
             return None
         return _Synthesis(first.cited + second.cited, first.confidence * second.confidence, min(first.score, second.score))
+
+
+def open_cartridge(
+    retrieval: Retrieval, index: GrainIndex, calibration: Calibration, embedder: Embeds, settings: Settings
+) -> CartridgeLayer:
+    """The layer with the models of the settings. Raises ModelError when one of them cannot be loaded."""
+    return CartridgeLayer(
+        retrieval,
+        index,
+        calibration,
+        embedder=embedder,
+        verifier=open_verifier(settings),
+        extractor=open_extractor(settings),
+    )
 
 
 def _halves(text: str, vector: Vector, found: list[Found]) -> tuple[str, str] | None:

@@ -17,6 +17,7 @@ from kitbash_ray.config import load_settings
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.embedder import Embeds
 from kitbash_ray.knowledge.evidence import FEATURES
+from kitbash_ray.knowledge.extractor import Extractor
 from kitbash_ray.knowledge.grain_index import GrainIndex, build_arrays
 from kitbash_ray.knowledge.retrieval import Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
@@ -60,8 +61,11 @@ def grain(knowledge: tuple[GrainIndex, Retrieval], embedder: Embeds) -> GrainLay
 
 
 @pytest.fixture
-def cartridge(knowledge: tuple[GrainIndex, Retrieval], embedder: Embeds, verifier: Verifier) -> CartridgeLayer:
-    return CartridgeLayer(knowledge[1], knowledge[0], load_calibration(), embedder=embedder, verifier=verifier)
+def cartridge(
+    knowledge: tuple[GrainIndex, Retrieval], embedder: Embeds, verifier: Verifier, extractor: Extractor
+) -> CartridgeLayer:
+    models = {"embedder": embedder, "verifier": verifier, "extractor": extractor}
+    return CartridgeLayer(knowledge[1], knowledge[0], load_calibration(), **models)
 
 
 @pytest.fixture
@@ -271,12 +275,14 @@ async def test_every_sentence_of_layer_2_is_a_cited_fact(cartridge: CartridgeLay
     assert {source.fact_id for source in cited} == {"bio:atp", "bio:dna"}
 
 
-async def test_of_a_passage_the_sentence_that_answers_is_quoted(embedder: Embeds, verifier: Verifier, tmp_path: Path) -> None:
+async def test_of_a_passage_the_sentence_that_answers_is_quoted(
+    embedder: Embeds, verifier: Verifier, extractor: Extractor, tmp_path: Path
+) -> None:
     text = "The Varnholt dam was built by Ines Holm in 1932. It holds 40 million litres of water."
     facts, store = [Fact("a:1", "a", "general", text, (), None, excerpt=True)], VectorStore(embedder, tmp_path)
     build_table(facts, store, tmp_path / "table")
     table = Retrieval(tmp_path / "table"), GrainIndex(build_arrays(facts, store))
-    layer = CartridgeLayer(*table, load_calibration(), embedder=embedder, verifier=verifier)
+    layer = CartridgeLayer(*table, load_calibration(), embedder=embedder, verifier=verifier, extractor=extractor)
     result = await layer.answer(Query("Who built the Varnholt dam?"))
     assert result.text == "The Varnholt dam was built by Ines Holm in 1932. [1]"
     assert [("Ines Holm" in str(source.quote), source.text) for source in result.sources] == [(True, text)]

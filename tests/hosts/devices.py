@@ -19,8 +19,9 @@ import yaml
 
 from kitbash_ray.config import PROJECT, load_settings
 from kitbash_ray.devices import CLUSTER_FILE
+from kitbash_ray.knowledge import extractor, verifier
 from kitbash_ray.knowledge.index import open_builder
-from kitbash_ray.knowledge.verifier import ensure_verifier
+from kitbash_ray.knowledge.low_rank import ensure_changed
 from kitbash_ray.tiny_model import write_tiny_gguf
 from tests.cluster.harness import copy_cartridges
 
@@ -176,7 +177,8 @@ def _share_cache(bed: Bed, cartridges: Path) -> None:
     """Give every host the models and vectors that this machine has: made once, and minutes on three hosts at a time."""
     settings = load_settings(cartridges_dir=cartridges)
     open_builder(settings).build()
-    ensure_verifier(settings.cache_dir)
+    for shipped in (verifier.SHIPPED, extractor.SHIPPED):
+        ensure_changed(settings.cache_dir, shipped)
     for host in bed.hosts.values():
         cache = _made(host.files / "home/.cache/kitbash")
         shutil.copytree(settings.cache_dir / "models", cache / "models", ignore=shutil.ignore_patterns("*.lock"))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from kitbash_ray.calibration import LEAF, Node
+from kitbash_ray.knowledge.extractor import Extractor
 from kitbash_ray.knowledge.grain_index import Grain
-from kitbash_ray.knowledge.quotes import CONFIDENCE_FEATURES, Trees, load_quote_fit, quotable, quote, weigh
+from kitbash_ray.knowledge.quotes import CONFIDENCE_FEATURES, READ_FEATURES, Trees, load_quote_fit, quotable, quote, weigh
 from kitbash_ray.knowledge.retrieval import Found
 from kitbash_ray.knowledge.spans import FEATURES, sentences
 from kitbash_ray.types import Source
@@ -39,38 +40,40 @@ def passage(text: str, *, order: float = 0.8, cosines: tuple[float, ...] = ()) -
         ("How many litres of water does it hold?", "It holds 40 million litres of water.", "40 million"),
     ],
 )
-def test_the_sentence_that_answers_is_quoted_and_the_words_in_it(question: str, sentence: str, words: str) -> None:
-    said = quote(question, [passage(DAM), passage(ORCHARD, order=0.3)], always_rare, load_quote_fit())
+def test_the_sentence_that_answers_is_quoted_and_the_words_in_it(
+    question: str, sentence: str, words: str, extractor: Extractor
+) -> None:
+    said = quote(question, [passage(DAM), passage(ORCHARD, order=0.3)], always_rare, load_quote_fit(), extractor)
     assert said is not None
     assert said.sentence == sentence
     assert words in said.words
     assert said.words in said.sentence
 
 
-def test_a_question_that_the_passage_answers_is_surer_than_one_about_something_else() -> None:
+def test_a_question_that_the_passage_answers_is_surer_than_one_about_something_else(extractor: Extractor) -> None:
     fit = load_quote_fit()
-    here = quote("Who built the Varnholt dam?", [passage(DAM)], always_rare, fit)
-    nowhere = quote("Who painted the Lisbon cathedral?", [passage(DAM, order=0.1)], always_rare, fit)
+    here = quote("Who built the Varnholt dam?", [passage(DAM)], always_rare, fit, extractor)
+    nowhere = quote("Who painted the Lisbon cathedral?", [passage(DAM, order=0.1)], always_rare, fit, extractor)
     assert here is not None
     assert nowhere is not None
     assert 0 < nowhere.confidence < here.confidence < 1
 
 
 @pytest.mark.parametrize("found", [[], [passage("It was.")]])
-def test_where_there_is_nothing_to_quote_nothing_is_said(found: list[Found]) -> None:
-    assert quote("Who was it?", found, always_rare, load_quote_fit()) is None
+def test_where_there_is_nothing_to_quote_nothing_is_said(found: list[Found], extractor: Extractor) -> None:
+    assert quote("Who was it?", found, always_rare, load_quote_fit(), extractor) is None
 
 
-def test_every_feature_has_its_number() -> None:
-    choice = quotable("Who built the Varnholt dam?", [passage(DAM)], always_rare)
-    assert choice.candidates.features.shape[1] == len(FEATURES)
+def test_every_feature_has_its_number(extractor: Extractor) -> None:
+    choice = quotable("Who built the Varnholt dam?", [passage(DAM)], always_rare, extractor)
+    assert choice.features.shape[1] == len(FEATURES) + len(READ_FEATURES)
     _, features = weigh(choice, np.arange(len(choice.candidates.places), dtype=float), always_rare)
     assert len(features) == len(CONFIDENCE_FEATURES)
 
 
-def test_sentences_come_from_all_passages_by_cosine_and_shared_words() -> None:
+def test_sentences_come_from_all_passages_by_cosine_and_shared_words(extractor: Extractor) -> None:
     near = passage(ORCHARD, cosines=(0.1, 0.9))
-    choice = quotable("To whom does the orchard belong?", [passage(DAM), near], always_rare)
+    choice = quotable("To whom does the orchard belong?", [passage(DAM), near], always_rare, extractor)
     assert choice.sentences[0][2].text == "The orchard belongs to the school of Tarn."
 
 
