@@ -200,14 +200,17 @@ def test_a_model_in_parts_is_pulled_as_a_whole_whichever_part_is_named(hub: HubS
 
 
 def test_the_second_of_two_pulls_waits_and_finds_the_file(hub: HubServer, tmp_path: Path) -> None:
-    hub.held, waits = threading.Event(), threading.Event()
+    hub.held, written, waits = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> Pulled:
+        return pull(read_source(NAME), tmp_path, lambda _, have, __: written.set() if have else None, endpoint=hub.url)
 
     def second() -> Pulled:
         return pull(read_source(NAME), tmp_path, lambda *_: None, waiting=waits.set, endpoint=hub.url)
 
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(pull_from, hub, tmp_path)
-        assert hub.half_sent.wait(60)
+        one = pool.submit(first)
+        assert written.wait(60)
         two = pool.submit(second)
         assert waits.wait(60)
         with pytest.raises(ModelError, match="being pulled"):
