@@ -28,9 +28,8 @@ class CrossEncoder(torch.nn.Module):
         from safetensors.torch import load_file
 
         super().__init__()
-        weights = {name.removeprefix("bert."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
-        self.frozen = {name: tensor.float() for name, tensor in weights.items() if tensor.is_floating_point()}
-        self.set_type(HALF)
+        weights = load_file(folder / "model.safetensors")
+        self.frozen = {name.removeprefix("bert."): its.to(HALF) for name, its in weights.items() if its.is_floating_point()}
         self.down, self.up = torch.nn.ParameterDict(), torch.nn.ParameterDict()
         for name, matrix in self._matrices():
             outputs, inputs = matrix.shape
@@ -39,11 +38,6 @@ class CrossEncoder(torch.nn.Module):
         self.head = torch.nn.Linear(WIDTH, 1)
         torch.nn.init.normal_(self.head.weight, std=0.02)
 
-    def set_type(self, kind: torch.dtype) -> None:
-        """Compute in this type from now on."""
-        self.kind = kind
-        self.typed = {name: tensor.to(kind) for name, tensor in self.frozen.items()}
-
     def _matrices(self) -> Iterator[tuple[str, Any]]:
         for block in range(BLOCKS):
             for part in MATRICES:
@@ -51,12 +45,12 @@ class CrossEncoder(torch.nn.Module):
 
     def _linear(self, block: int, part: str, x: Any) -> Any:
         prefix, name = f"encoder.layer.{block}.{part}", f"{block}/{part.replace('.', '/')}"
-        plain = F.linear(x, self.typed[prefix + ".weight"], self.typed[prefix + ".bias"])
-        change = F.linear(x, self.down[name].to(self.kind)).flatten(0, 1)
-        return torch.addmm(plain.flatten(0, 1), change, self.up[name].to(self.kind).t()).view(plain.shape)
+        plain = F.linear(x, self.frozen[prefix + ".weight"], self.frozen[prefix + ".bias"])
+        change = F.linear(x, self.down[name].to(HALF)).flatten(0, 1)
+        return torch.addmm(plain.flatten(0, 1), change, self.up[name].to(HALF).t()).view(plain.shape)
 
     def _norm(self, name: str, x: Any) -> Any:
-        return F.layer_norm(x, (WIDTH,), self.typed[name + ".weight"], self.typed[name + ".bias"], 1e-12)
+        return F.layer_norm(x, (WIDTH,), self.frozen[name + ".weight"], self.frozen[name + ".bias"], 1e-12)
 
     def forward(self, ids: Any, mask: Any) -> Any:
         """One logit for each text."""
@@ -70,10 +64,10 @@ class CrossEncoder(torch.nn.Module):
     def token_vectors(self, ids: Any, mask: Any) -> Any:
         """Shape (texts, tokens, WIDTH), in 32 bits."""
         texts, length = ids.shape
-        typed, e = self.typed, "embeddings."
-        x = typed[e + "word_embeddings.weight"][ids] + typed[e + "position_embeddings.weight"][:length]
-        x = self._norm(e + "LayerNorm", x + typed[e + "token_type_embeddings.weight"][0])
-        hidden = ((1 - mask) * -30000.0)[:, None, None, :].to(self.kind)
+        frozen, e = self.frozen, "embeddings."
+        x = frozen[e + "word_embeddings.weight"][ids] + frozen[e + "position_embeddings.weight"][:length]
+        x = self._norm(e + "LayerNorm", x + frozen[e + "token_type_embeddings.weight"][0])
+        hidden = ((1 - mask) * -30000.0)[:, None, None, :].to(HALF)
 
         def split(y: Any) -> Any:
             return y.view(texts, length, HEADS, WIDTH // HEADS).transpose(1, 2)

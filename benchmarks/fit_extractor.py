@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from benchmarks.cross_encoder import WIDTH, CrossEncoder, padded
 from benchmarks.squad import DATA, HALVES, each_article, mark, read_articles
 from kitbash_ray.knowledge import verifier
-from kitbash_ray.knowledge.extractor import BETWEEN, MAX_TOKENS, SHIPPED
-from kitbash_ray.knowledge.low_rank import SEEN
+from kitbash_ray.knowledge.extractor import MAX_TOKENS, SHIPPED
+from kitbash_ray.knowledge.low_rank import BETWEEN, SEEN
 from kitbash_ray.knowledge.minilm import weights_folder
 
 #: Rounds over the questions, and texts of one step; the first tried.

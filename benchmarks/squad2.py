@@ -3,8 +3,9 @@
 All paragraphs are passages of one library; every question is asked of all of them, and more than
 half cannot be answered from the paragraph they were written for. No language model takes part.
 An article is judged by fits that have not seen it: the shipped ones where that is so, else by an extractor
-that learned from every second article (fit_extractor.py) and by trees fitted here on the other articles. The confidence learns from rankings that have not seen the
-question's own article either, but may have seen the article that is judged.
+that learned from every second article (fit_extractor.py) and by trees fitted here on the other articles. The
+confidence learns from rankings that have not seen the question's own article either, but may have seen the
+article that is judged.
 
     python -m benchmarks.squad2 [--quick]
 """

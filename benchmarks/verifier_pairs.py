@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.fit_calibration import CARTRIDGES, DATA, ORDINARY, TRAPS, Knowledge, read_set, shipped_library
+from benchmarks.fit_calibration import CARTRIDGES, DATA, JUDGES, ORDINARY, TRAPS, Knowledge, read_set, shipped_library
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.documents import read_jsonl
 from kitbash_ray.knowledge.embedder import Vectors
@@ -28,7 +28,8 @@ from kitbash_ray.knowledge.vectors import VectorStore
 from kitbash_ray.questions import question_key
 
 OBSCURE = ("dev_a", "dev_b", "dev_c")
-JUDGES = ("newcomer", "visitor", "swaps")
+#: Nothing is learned from the questions of these.
+MEASURED = (*ORDINARY, *JUDGES, "swaps")
 #: What a pair weighs where it is not 1: what was written one by one teaches more than what is made from asks.
 WEIGHTS = {"trap": 2.0, "control": 2.0, "obscure": 2.0}
 #: Candidates of an obscure question that it is put beside.
@@ -70,9 +71,7 @@ def is_held_out(fact: str) -> bool:
 def all_pairs(store: VectorStore, seed: int = 0) -> list[Pair]:
     """Every pair there is to learn from, none with a question of those that measure."""
     rnd, library = random.Random(seed), shipped_library()
-    measured = {
-        normalize(raw["query"]) for name in (*ORDINARY, *JUDGES) for _, raw in read_jsonl(DATA / name / "questions.jsonl")
-    }
+    measured = {normalize(raw["query"]) for name in MEASURED for _, raw in read_jsonl(DATA / name / "questions.jsonl")}
     asks = _Asks(library.facts, store, rnd)
     found = [*asks.pairs(), *_trap_pairs(library, store)]
     sets = [read_set(name) for name in OBSCURE]

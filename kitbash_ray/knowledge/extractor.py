@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kitbash_ray.knowledge.encoder import Encoder, Places, Vectors
-from kitbash_ray.knowledge.low_rank import ensure_changed, read_changes
+from kitbash_ray.knowledge.low_rank import BETWEEN, ensure_changed, read_changes
 
 if TYPE_CHECKING:
     from kitbash_ray.config import Settings
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).with_name("extractor.npz")
 #: Word pieces that are read of question and passage; of a longer passage the end is cut off, as in the training.
 MAX_TOKENS = 320
-#: What stands between question and passage, as in verifier.py, whose changes the training begins with.
-BETWEEN = " || "
 #: The log-probability of a token that was not read, and the least of any.
 LEAST = -12.0
 
@@ -54,9 +52,11 @@ class Reading:
         return self._of(self.ends, last - 1)
 
     def _of(self, values: Floats, characters: npt.NDArray[np.intp]) -> Floats:
+        if not len(values):
+            return np.full(len(characters), LEAST)
         at = self.places[:, 0].searchsorted(characters, side="right") - 1
-        read = (at >= 0) & (self.places[at, 1] > characters) if len(self.places) else np.zeros(len(characters), bool)
-        found: Floats = np.where(read, values[at] if len(values) else LEAST, LEAST).clip(LEAST)
+        read = (at >= 0) & (self.places[at, 1] > characters)
+        found: Floats = np.where(read, values[at], LEAST).clip(LEAST)
         return found
 
 

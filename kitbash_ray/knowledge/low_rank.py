@@ -25,6 +25,8 @@ MATRICES = (
     "intermediate.dense",
     "output.dense",
 )
+#: What stands between the texts that such a model reads as one.
+BETWEEN = " || "
 #: The array of what a model learned from: a number for each question or article.
 SEEN = "seen"
 

@@ -236,8 +236,9 @@ def _of_reading(choice: Quotable, best: int) -> tuple[float, ...]:
     """The features `read_words` to `best_read`."""
     _, _, both, answered, _, lead, _ = choice.read[best].tolist()
     by_passage = {id(found): its for (found, _, _), its in zip(choice.sentences, choice.answered, strict=True)}
+    best_read = choice.read[:, READ_FEATURES.index("both_answered")].max()
     surest, *others = sorted(by_passage.values(), reverse=True)
-    return both, answered, -lead, surest, surest - others[0] if others else LEAD_ALONE, float(choice.read[:, 4].max())
+    return both, answered, -lead, surest, surest - others[0] if others else LEAD_ALONE, float(best_read)
 
 
 def _shares(asked: Words, said: Words, rarity: Rarity) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kitbash_ray.knowledge.encoder import Encoder
 from kitbash_ray.knowledge.evidence import Candidate
-from kitbash_ray.knowledge.low_rank import ensure_changed, read_changes, taught
+from kitbash_ray.knowledge.low_rank import BETWEEN, ensure_changed, read_changes, taught
 
 if TYPE_CHECKING:
     from kitbash_ray.config import Settings
@@ -55,7 +55,7 @@ def open_verifier(settings: Settings) -> Verifier:
 
 def side_by_side(question: str, statement: str, ask: str) -> str:
     """The one text that is read. The statement comes last because a long text loses its end."""
-    return " || ".join(part for part in (question, ask, statement) if part)
+    return BETWEEN.join(part for part in (question, ask, statement) if part)
 
 
 def nearest_ask(candidate: Candidate) -> str:

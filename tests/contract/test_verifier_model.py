@@ -1,4 +1,4 @@
-"""The shipped verifier under llama.cpp."""
+"""The shipped verifier under ONNX Runtime."""
 
 from __future__ import annotations
 
