@@ -16,9 +16,13 @@ from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.grain_index import (
     ASKS_READ,
     GRAIN_CHARS,
+    HALFWAY,
+    MANY_ROWS,
     SHORTLIST,
     GrainIndex,
     Scope,
+    _codes,
+    _halfway,
     _shortest,
     build_arrays,
     load_arrays,
@@ -197,6 +201,28 @@ def test_a_scope_smaller_than_the_shortlist_is_found_among_many_strangers(tmp_pa
 def test_the_limit_of_the_shortlist_is_what_sorting_all_rows_gives(rows: int, highest: int) -> None:
     distance = np.random.default_rng(rows).integers(0, highest, rows).astype(np.uint16)
     assert _shortest(distance, SHORTLIST) == np.sort(distance)[SHORTLIST]
+
+
+def test_half_of_the_bits_hand_on_the_true_neighbours_and_nothing_out_of_scope() -> None:
+    # Given more rows than are read whole, of which every third is out of scope
+    random = np.random.default_rng(3)
+    vectors = random.standard_normal((MANY_ROWS * 2, 384), np.float32)
+    codes, mask = _codes(vectors), np.arange(len(vectors)) % 3 > 0
+    for row in range(1, len(vectors), 9_000):
+        # When something at a cosine of some 0.6 to one of them is looked up
+        asked = vectors[row] + random.standard_normal(384, np.float32) * np.float32(1.3)
+        rows = _halfway(codes, _codes(asked[None, :])[:, 0], mask)
+        # Then it is handed on if it is in scope, with some thousands of others that are
+        assert (row in rows) == mask[row]
+        assert mask[rows].all()
+        assert HALFWAY / 2 < len(rows) < HALFWAY * 2
+
+
+def test_a_scope_of_few_rows_is_handed_on_whole() -> None:
+    vectors = np.random.default_rng(4).standard_normal((MANY_ROWS * 2, 384), np.float32)
+    mask = np.zeros(len(vectors), np.bool_)
+    mask[[5, 70_000]] = True
+    assert _halfway(_codes(vectors), _codes(vectors[:1])[:, 0], mask).tolist() == [5, 70_000]
 
 
 def test_identical_rows_beyond_the_shortlist_are_all_in_reach(tmp_path: Path) -> None:
