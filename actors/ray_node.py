@@ -49,8 +49,9 @@ def adopt() -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-#: The command `ray`, which begins when its standard input ends: by then it has imported Ray, which takes a second.
-RAY = (sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.stdin.read(); main()")
+#: The command `ray`, which begins when it is told to: by then it has imported Ray, which takes a second and more on a
+#: busy device. When whoever would tell it is gone, it ends.
+RAY = (sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.stdin.readline() and main()")
 
 
 class RayNode:
@@ -58,6 +59,8 @@ class RayNode:
 
     def __init__(self, command: list[str], log: Path) -> None:
         self._command, self._log = command, log
+        #: What waits for the word to start, and what has had it and is not done.
+        self._spare: psutil.Popen | None = None
         self._starter: psutil.Popen | None = None
         self._parts: dict[str, psutil.Process] = {}
         self._commands: dict[str, list[str]] = {}
@@ -65,16 +68,20 @@ class RayNode:
         self._begun: dict[str, float] = {}
 
     def prepare(self) -> None:
-        """Do what can be done before there is a head to join, so that `start` takes less time."""
-        with self._log.open("wb") as output:
-            self._starter = _spawn(self._command, output, stdin=subprocess.PIPE)
+        """Do what can be done before it is known when to start, so that `start` takes less time."""
+        if self._spare is None or _exit_code(self._spare) is not None:
+            with self._log.open("ab") as output:
+                self._spare = _spawn(self._command, output, stdin=subprocess.PIPE)
 
     def start(self) -> None:
         """Begin to start it; `look` says what becomes of it."""
-        if self._starter is None:
-            self.prepare()
-        assert self._starter
-        self._starter.stdin.close()
+        self.prepare()
+        assert self._spare
+        self._starter, self._spare = self._spare, None
+        self._log.write_bytes(b"")
+        with suppress(BrokenPipeError):  # it has ended, which `look` sees
+            self._starter.stdin.write(b"start\n")
+            self._starter.stdin.close()
 
     def look(self) -> State:
         """How it is; what died but for the raylet is started again."""
@@ -113,11 +120,14 @@ class RayNode:
             return State.DIED
 
     def end(self, but: Collection[int]) -> None:
-        """Kill everything below this process but for the processes `but`: what is left of a Ray that died, HAProxy among it."""
-        end = time.monotonic() + END_S
+        """Kill everything below this process but for the processes `but` and what is prepared.
+
+        That is what is left of a Ray that died, HAProxy among it.
+        """
+        end, spared = time.monotonic() + END_S, {*but, self._spare.pid if self._spare else 0}
         # Again and again: what was killed may have started something a moment before.
         while time.monotonic() < end:
-            left = [process for process in psutil.Process().children(recursive=True) if process.pid not in but]
+            left = [process for process in psutil.Process().children(recursive=True) if process.pid not in spared]
             if not left:
                 break
             for process in left:
@@ -128,11 +138,11 @@ class RayNode:
         self._parts.clear()
 
     def _reap(self) -> None:
-        """Let go of what ended below us and is none of the parts."""
-        parts = {*self._parts.values()}
+        """Let go of what ended below us and is none of ours."""
+        ours = {process.pid for process in (*self._parts.values(), self._spare) if process}
         for process in psutil.Process().children():
             with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-                if process not in parts and process.status() == psutil.STATUS_ZOMBIE:
+                if process.pid not in ours and process.status() == psutil.STATUS_ZOMBIE:
                     process.wait(timeout=0)
 
     def _find_parts(self) -> None:

@@ -39,6 +39,25 @@ node.end(but=())
 print(state.name, flush=True)
 """
 
+#: Waits as `ray start` does, then leaves its number in a file.
+WAITING = "import os, sys; sys.stdin.readline() and open(sys.argv[1], 'w').write(str(os.getpid()))"
+PREPARED = """
+import sys, time
+from pathlib import Path
+import psutil
+from actors.ray_node import RayNode, State, adopt
+adopt()
+node = RayNode(sys.argv[2:], Path(sys.argv[1]))
+node.prepare()
+node.end(but=())
+print(psutil.Process().children()[0].pid, flush=True)
+sys.stdin.readline()
+node.start()
+while (state := node.look()) is State.RUNS:
+    time.sleep(0.05)
+print(state.name)
+"""
+
 Start = Callable[[str], "subprocess.Popen[str]"]
 
 
@@ -130,6 +149,31 @@ def test_ray_stop_is_noticed_while_ray_starts(start: Start, tmp_path: Path) -> N
     finally:
         stop.kill()
         stop.wait(10)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A keeper that has prepared a start, ended all else, and starts when it reads a line."""
+    command = [sys.executable, "-c", PREPARED, str(tmp_path / "log"), sys.executable, "-c", WAITING, str(tmp_path / "started")]
+    folder = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as keeper:
+        yield keeper
+        keeper.kill()
+
+
+def test_what_was_prepared_is_not_ended_with_the_rest_and_starts(prepared: subprocess.Popen[str], tmp_path: Path) -> None:
+    said, _ = prepared.communicate("start\n", timeout=20)
+    number, state = said.split()
+    assert (tmp_path / "started").read_text() == number
+    assert state == "DIED"
+
+
+def test_what_was_prepared_starts_nothing_when_its_keeper_is_killed(prepared: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert prepared.stdout
+    waiting = psutil.Process(int(prepared.stdout.readline()))
+    prepared.kill()
+    waiting.wait(10)
+    assert not (tmp_path / "started").exists()
 
 
 def test_a_ray_that_does_not_come_up_is_said(start: Start) -> None:
