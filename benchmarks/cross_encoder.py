@@ -78,8 +78,7 @@ class CrossEncoder(torch.nn.Module):
             seen = looks.softmax(-1) @ split(self._linear(block, "attention.self.value", x))
             seen = self._linear(block, "attention.output.dense", seen.transpose(1, 2).reshape(x.shape))
             x = self._norm(f"encoder.layer.{block}.attention.output.LayerNorm", x + seen)
-            # llama.cpp computes this approximation of GELU.
-            inner = F.gelu(self._linear(block, "intermediate.dense", x), approximate="tanh")
+            inner = F.gelu(self._linear(block, "intermediate.dense", x))
             x = self._norm(f"encoder.layer.{block}.output.LayerNorm", x + self._linear(block, "output.dense", inner))
         return x.float()
 

@@ -2,8 +2,9 @@
 
 It learns from SQuAD 2.0: each question beside its own paragraph, and every second one also beside another of the
 article, which does not answer it. It begins with what the verifier has learned (cross_encoder.py). Two more learn
-from every second article only: they are for the others, when squad2.py measures what this is worth. Runs on one
-processor core in about an hour. Needs the extra `train` (PyTorch), and the data (squad.py).
+from every second article only: they are for the others, when squad2.py measures what this is worth. Each takes one
+processor core for a quarter to half an hour, and there are as many at once as cores. Needs the extra `train`
+(PyTorch), and the data (squad.py).
 
     python -m benchmarks.fit_extractor [--write]
 """
@@ -14,6 +15,8 @@ import argparse
 import random
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,8 +143,8 @@ def loss_of(model: Spans, group: Sequence[Text]) -> Any:
     return loss + share * sum(F.cross_entropy(logits[:, :, side], spans[:, side]) for side in (0, 1))
 
 
-def train(articles: Sequence[dict[str, Any]]) -> Spans:
-    """Learn from all questions of `articles`, telling how far it is."""
+def train(articles: Sequence[dict[str, Any]], name: str) -> Spans:
+    """Learn from all questions of `articles`, telling how far `name` is."""
     torch.set_num_threads(1)  # on shared cores two threads wait for each other
     torch.manual_seed(0)
     rnd, folder = random.Random(0), weights_folder()
@@ -168,7 +171,7 @@ def train(articles: Sequence[dict[str, Any]]) -> Spans:
             schedule.step()
             step += 1
             if step % 25 == 0:
-                print(f"{step} of {steps} steps, {time.monotonic() - began:.0f} s, loss {loss.item():.3f}", flush=True)
+                print(f"{name}: {step} of {steps} steps, {time.monotonic() - began:.0f} s, loss {loss.item():.3f}", flush=True)
 
 
 def _share(done: float) -> float:
@@ -180,6 +183,13 @@ def save(path: Path, model: Spans, articles: Sequence[dict[str, Any]]) -> None:
     """What it learned, with the marks of what it learned from."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **model.arrays(), **{SEEN: np.array([mark(article["title"]) for article in articles], np.int64)})
+
+
+def make(path: Path, articles: Sequence[dict[str, Any]], write: bool) -> None:
+    """Train what belongs into `path`."""
+    model = train(articles, path.stem)
+    if write:
+        save(path, model, articles)
 
 
 def main() -> None:
@@ -194,11 +204,8 @@ def main() -> None:
     parts = [(SHIPPED, articles)] + [
         (path, [article for article in articles if fold_of[article["title"]] != fold]) for fold, path in enumerate(HALVES)
     ]
-    for path, part in parts:
-        print(f"{path.name}: {len(part)} articles", flush=True)
-        model = train(part)
-        if options.write:
-            save(path, model, part)
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
+        list(processes.map(make, *zip(*parts, strict=True), [options.write] * len(parts)))
 
 
 if __name__ == "__main__":
