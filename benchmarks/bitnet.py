@@ -123,7 +123,8 @@ def in_the_cascade(questions: Sequence[Question]) -> dict[str, tuple[Score, floa
 
 async def _judged(cascade: Cascade, questions: Sequence[Question]) -> list[Judged]:
     finished = [await cascade.run(Query(question.query), lambda _: None) for question in questions]
-    return [judge(question, last.answer) for question, last in zip(questions, finished, strict=True)]
+    answers = [last.answer for last in finished if last.answer]
+    return [judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
 
 def main() -> None:
@@ -136,6 +137,7 @@ def main() -> None:
     model = options.student / MODEL
     student, vocabulary = read_student(model), read_vocabulary(model)
     layer = open_student(options.student, max_tokens=64)
+    assert isinstance(layer.engine, LlamaCpp)
 
     def tokenize(text: str) -> list[int]:
         return vocabulary.tokens([text])[0]

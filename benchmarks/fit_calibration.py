@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.common import finish, print_table
 from kitbash_ray.calibration import SHIPPED, Calibration, save_calibration
-from kitbash_ray.config import PROJECT, load_settings
+from kitbash_ray.config import PROJECT, Settings, load_settings
 from kitbash_ray.evaluation import calibration_error
 from kitbash_ray.fitting import (
     SHIPPED_SAMPLES,
@@ -44,10 +44,10 @@ from kitbash_ray.knowledge.grain_index import GrainIndex, build_arrays
 from kitbash_ray.knowledge.library import Library
 from kitbash_ray.knowledge.retrieval import Retrieval, build_table
 from kitbash_ray.knowledge.vectors import VectorStore
-from kitbash_ray.knowledge.verifier import Verifies, open_verifier, taught_questions
+from kitbash_ray.knowledge.verifier import taught_questions
 from kitbash_ray.layers.bitnet import SHIPPED as STUDENT
 from kitbash_ray.layers.bitnet import StudentLayer, open_student
-from kitbash_ray.layers.cartridge import CartridgeLayer
+from kitbash_ray.layers.cartridge import CartridgeLayer, open_cartridge
 from kitbash_ray.layers.grain import GrainLayer
 from kitbash_ray.questions import Question, held_out, question_key
 from kitbash_ray.shared_budget import SHARES
@@ -83,7 +83,7 @@ class Knowledge:
     questions: Grouped
 
 
-def ask_all(library: Knowledge, store: VectorStore, verifier: Verifies, student: StudentLayer) -> dict[str, list[Sample]]:
+def ask_all(library: Knowledge, store: VectorStore, settings: Settings, student: StudentLayer) -> dict[str, list[Sample]]:
     """What layers 0, 1 and 2 over `library` make of its questions."""
     index = GrainIndex(build_arrays(library.facts, store))
     nothing = unfitted()
@@ -93,7 +93,7 @@ def ask_all(library: Knowledge, store: VectorStore, verifier: Verifies, student:
         table = Retrieval(Path(folder) / "table")
         grain = GrainLayer(index, store.embedder, nothing)
         student.follow((fact.id, fact.text) for fact in library.facts)
-        for layer in (grain, student, CartridgeLayer(table, index, nothing, embedder=store.embedder, verifier=verifier)):
+        for layer in (grain, student, open_cartridge(table, index, nothing, store.embedder, settings)):
             found = asyncio.run(_asked(layer, library.questions))
             asked[layer.name] = [item for item in found if item]
     return asked
@@ -134,7 +134,7 @@ def shipped_library() -> Knowledge:
     )
 
 
-def collect(store: VectorStore, verifier: Verifies, student: StudentLayer) -> dict[str, list[Sample]]:
+def collect(store: VectorStore, settings: Settings, student: StudentLayer) -> dict[str, list[Sample]]:
     """Every question in its own library; the obscure ones on facts without asks also among each other's facts."""
     sets = {folder.name: read_set(folder.name) for folder in sorted(DATA.glob("dev_*"))}
     # Sets on the same subject stay apart: a fact of one answers some near-misses of the other.
@@ -144,7 +144,7 @@ def collect(store: VectorStore, verifier: Verifies, student: StudentLayer) -> di
     )
     found: dict[str, list[Sample]] = {layer: [] for layer in LAYERS}
     for library in (*sets.values(), pooled, shipped_library()):
-        for layer, items in ask_all(library, store, verifier, student).items():
+        for layer, items in ask_all(library, store, settings, student).items():
             found[layer] += items
     found["cartridge"] = for_layer_2(found["cartridge"])
     return found
@@ -180,7 +180,7 @@ def table_rows(name: str, budget: float, threshold: str, samples: list[Sample], 
         **{judge: np.array([item.group == judge for item in samples]) for judge in JUDGES},
     }
     right, answerable, near = (np.array([getattr(i, n) for i in samples]) for n in ("right", "answerable", "near_miss"))
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for group, chosen in groups.items():
         if not chosen.any():  # layer 1 was taught nothing of imported facts
             continue
@@ -199,7 +199,7 @@ def main() -> None:
     settings = load_settings()
     store = VectorStore(open_embedder(settings), settings.cache_dir)
     student = open_student(STUDENT, max_tokens=settings.bitnet_max_tokens)
-    asked = collect(store, open_verifier(settings), student)
+    asked = collect(store, settings, student)
     taught = fresh({layer: [item for item in items if item.group not in JUDGES] for layer, items in asked.items()})
     judging = {layer: [item for item in items if item.group in JUDGES] for layer, items in asked.items()}
     facts = shipped_library().facts

@@ -155,10 +155,10 @@ def train(articles: Sequence[dict[str, Any]], name: str) -> Spans:
         {"params": [*changes, *model.head.parameters()], "lr": STEP},
         {"params": model.span.parameters(), "lr": STEP_OF_NEW},
     ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step / steps))
     questions = sum(len(paragraph["qas"]) for article in articles for paragraph in article["paragraphs"])
     steps, began, step = int(ROUNDS * questions * (1 + BESIDE_ANOTHER) / BATCH), time.monotonic(), 0
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step / steps))
     while True:
         for group in batches(articles, reader, rnd):
             if step == steps:
@@ -182,7 +182,9 @@ def _share(done: float) -> float:
 def save(path: Path, model: Spans, articles: Sequence[dict[str, Any]]) -> None:
     """What it learned, with the marks of what it learned from."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **model.arrays(), **{SEEN: np.array([mark(article["title"]) for article in articles], np.int64)})
+    seen = np.array([mark(article["title"]) for article in articles], np.int64)
+    arrays: dict[str, Any] = {**model.arrays(), SEEN: seen}
+    np.savez_compressed(path, **arrays)
 
 
 def make(path: Path, articles: Sequence[dict[str, Any]], write: bool) -> None:

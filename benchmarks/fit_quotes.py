@@ -231,7 +231,7 @@ def unseen(asked: Sequence[Asked], said: Sequence[Said], folds: dict[str, int]) 
     features = np.array([item.features for item in said])
     odds, gains = np.zeros(len(asked)), np.zeros(len(asked))
     for fold in set(folds.values()):
-        others, own = np.flatnonzero(which != fold), which == fold
+        others, own = np.flatnonzero(which != fold).tolist(), which == fold
         those = [said[at] for at in others]
         for line, found in ((fit_confidence(those), odds), (fit_gain([asked[at] for at in others], those), gains)):
             found[own] = features[own] @ np.array(line[0]) + line[1]

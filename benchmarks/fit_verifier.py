@@ -77,13 +77,13 @@ def batches(pairs: Sequence[Pair], reader: Reader, rnd: random.Random) -> Iterat
             yield *padded([rows[at] for at in group]), right, weight
 
 
-@torch.no_grad()
 def logits(model: CrossEncoder, rows: Sequence[list[int]]) -> Any:
     order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
     found = np.zeros(len(rows), np.float32)
     for start in range(0, len(order), BATCH):
         group = order[start : start + BATCH]
-        found[group] = model(*padded([rows[at] for at in group])).numpy()
+        with torch.no_grad():
+            found[group] = model(*padded([rows[at] for at in group])).numpy()
     return found
 
 

@@ -28,6 +28,8 @@ from benchmarks.own_cluster import own_cluster
 
 QUESTION = "What is ATP?"
 CONNECTIONS = (1, 16)
+#: What was asked over how many connections, and of each round the requests a second and the median milliseconds.
+Runs = dict[tuple[str, int], list[tuple[float, float]]]
 
 
 def load(url: str, token: str, connections: int, seconds: int, folder: Path) -> tuple[float, float]:
@@ -43,16 +45,17 @@ def load(url: str, token: str, connections: int, seconds: int, folder: Path) -> 
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in text or "Socket errors" in text:
         raise RuntimeError(text)
-    amount, unit = re.search(r"50%\s+([\d.]+)(us|ms|s)", text).groups()
-    milliseconds = float(amount) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[unit]
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", text).group(1)), milliseconds
+    half, rate = re.search(r"50%\s+([\d.]+)(us|ms|s)", text), re.search(r"Requests/sec:\s+([\d.]+)", text)
+    assert half, text
+    assert rate, text
+    return float(rate[1]), float(half[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[half[2]]
 
 
-def measure(url: str, token: str, rounds: int, seconds: int, folder: Path) -> dict[tuple[str, int], list[tuple[float, float]]]:
+def measure(url: str, token: str, rounds: int, seconds: int, folder: Path) -> Runs:
     paths = {"noop": f"{url}/noop/v1/query", "bare": f"{url}/bare/v1/query", "kitbash": f"{url}/v1/query"}
     for path in paths.values():
         load(path, token, 16, 2, folder)  # warm up
-    runs: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    runs: Runs = {}
     for _ in range(rounds):
         for connections in CONNECTIONS:
             for name, path in paths.items():
@@ -94,7 +97,7 @@ def main() -> None:
     )
 
 
-def ratio(runs, other, connections):  # type: ignore[no-untyped-def]
+def ratio(runs: Runs, other: str, connections: int) -> float:
     """The median over the rounds of our requests a second by the other's."""
     pairs = zip(runs["kitbash", connections], runs[other, connections], strict=True)
     return round(median(ours[0] / theirs[0] for ours, theirs in pairs), 3)

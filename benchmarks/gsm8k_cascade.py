@@ -215,7 +215,7 @@ def keep_budgets() -> dict[str, float]:
     cells = budget_cells()
     rows = [(budget, accepted, f"{error:.3f}", f"{coverage:.3f}") for _, budget, accepted, error, coverage in cells]
     print_table("error_budget: weak answers accepted of the judged half", ("budget", "accepted", "error", "coverage"), rows)
-    metrics = {}
+    metrics: dict[str, float] = {}
     for _, budget, _, error, coverage in cells:
         metrics |= {f"error_budget_{budget}_error": error, f"error_budget_{budget}_coverage": coverage}
     return metrics

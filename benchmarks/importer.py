@@ -59,7 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="50 files instead of 500")
     files = 50 if parser.parse_args().quick else 500
-    rows, metrics = [], {}
+    rows: list[tuple[object, ...]] = []
+    metrics: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "cartridges"
         for kind, suffix, render in (("markdown", "md", as_markdown), ("html", "html", as_html)):

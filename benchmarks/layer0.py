@@ -34,7 +34,8 @@ from benchmarks.common import finish, percentile, print_table
 from kitbash_ray.calibration import load_calibration
 from kitbash_ray.config import load_settings
 from kitbash_ray.knowledge.cartridge import Fact
-from kitbash_ray.knowledge.embedder import Embeds, Vectors, open_embedder
+from kitbash_ray.knowledge.embedder import Embeds, open_embedder
+from kitbash_ray.knowledge.encoder import Vectors
 from kitbash_ray.knowledge.evidence import Comparison
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope, build_arrays
 from kitbash_ray.knowledge.text import read
@@ -152,6 +153,10 @@ class MostlyMadeUp:
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Vectors of texts of the library; there are no others."""
         return self._vectors[[self._rows[text] for text in texts]]
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """None: nothing is read."""
+        return 0
 
     def _noise(self, chance: np.random.Generator, count: int, length: float) -> Vectors:
         return chance.standard_normal((count, self.dimensions), np.float32) * np.float32(length / self.dimensions**0.5)

@@ -18,12 +18,12 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from actors.deploy import NAMESPACE
+from kitbash_ray.asgi import PlainRoute, read_body
 from kitbash_ray.gate import Gate
 from kitbash_ray.http_types import QueryIn
 from kitbash_ray.keys import Keyring, keys_file
 from kitbash_ray.token import find_token
 from kitbash_ray.types import Answer, encode
-from serve_app import PlainRoute, read_body
 
 http = FastAPI()
 

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.fit_calibration import CARTRIDGES, DATA, JUDGES, ORDINARY, TRAPS, Knowledge, read_set, shipped_library
 from kitbash_ray.knowledge.cartridge import Fact
 from kitbash_ray.knowledge.documents import read_jsonl
-from kitbash_ray.knowledge.embedder import Vectors
+from kitbash_ray.knowledge.encoder import Vectors
 from kitbash_ray.knowledge.grain_index import GrainIndex, Scope, build_arrays
 from kitbash_ray.knowledge.text import NEGATIONS, NUMBER_WORDS, STOP_WORDS, normalize, opposites, read, stem
 from kitbash_ray.knowledge.vectors import VectorStore
