@@ -20,6 +20,7 @@ from kitbash_ray.gate import OPEN_PATHS
 from kitbash_ray.redis_client import connect
 from kitbash_ray.types import Answer, LayerResult, Query
 from kitbash_ray.work import WorkStream
+from tests.tasks import ended
 
 from .harness import UNKNOWN, Cluster, eventually, stopped
 from .test_kill import replicas
@@ -48,8 +49,7 @@ async def edge(cluster: Cluster) -> AsyncIterator[EdgeMember]:
     member = EdgeMember(WorkStream(client, "bitnet"), 60.0)
     hearing = asyncio.ensure_future(member.hear())
     yield member
-    hearing.cancel()
-    await asyncio.wait((hearing,))
+    await ended((hearing,))
     await client.aclose()
 
 

@@ -24,6 +24,7 @@ from kitbash_ray.redis_client import connect
 from kitbash_ray.testing import EchoLayer, FailingLayer, SlowLayer
 from kitbash_ray.types import Answer, Event, Layer, decode
 from serve_app import build_http
+from tests.tasks import ended
 
 OpenRecorder = Callable[..., Recorder]
 
@@ -81,10 +82,7 @@ async def open_door(redis: Redis, redis_url: str, open_recorder: OpenRecorder, t
 
     yield opens
     for door in doors:
-        while working := [task for task in door.tasks if not task.done()]:  # a call of redis-py may swallow a cancellation
-            for task in working:
-                task.cancel()
-            await asyncio.wait(working, timeout=0.5)
+        await ended(door.tasks)
         await door.http.aclose()
     for each in clients:
         await each.aclose()

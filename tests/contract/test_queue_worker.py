@@ -25,6 +25,7 @@ from kitbash_ray.recorder import Recorder
 from kitbash_ray.redis_client import connect
 from kitbash_ray.testing import EchoLayer, FailingLayer, SlowLayer
 from kitbash_ray.types import Answer, Event, Job, Layer, Query, decode
+from tests.tasks import ended
 
 from .callback_server import receiver
 from .waiting import until as waited_for
@@ -47,9 +48,7 @@ class Replica:
     async def die(self) -> None:
         """As by SIGKILL: nothing of it says a word any more."""
         self.orchestrator.recorder._send = self._silent  # type: ignore[method-assign]
-        while not self._task.done():  # a call of redis-py may swallow a cancellation
-            self._task.cancel()
-            await asyncio.wait((self._task,), timeout=0.5)
+        await ended((self._task,))
 
     async def _silent(self, batch: list[Event]) -> None:
         raise OSError("this process is dead")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from kitbash_ray.replicas import StreamingReplicas
 from kitbash_ray.testing import ScriptedLayer
 from kitbash_ray.types import Answer, LayerResult, Query
 from serve_app import build_http
+from tests.tasks import ended
 
 from .waiting import until
 
@@ -73,10 +73,7 @@ class FrontDoor:
 
     async def close(self) -> None:
         await self.stop()
-        for task in self._tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await ended(self._tasks)
         await self._redis.aclose()
 
     async def ask(self, text: str, layer: str = "bitnet") -> Answer:
