@@ -54,8 +54,8 @@ Line = tuple[list[float], float]
 WRONG_CANDIDATES = 60
 #: Sizes of the trees. Those of the ranking were the first tried; smaller ones keep the file small.
 RANKING = {"max_iter": 150, "max_depth": 6, "max_leaf_nodes": 24, "learning_rate": 0.08, "min_samples_leaf": 30}
-#: Strength of the penalty of the expected gain, on standardized features; the first tried.
-GAIN_PENALTY = 300.0
+#: Strength of the penalty of the expected gain, on standardized features; chosen on left-out articles (300 is worse, 3 as good).
+GAIN_PENALTY = 30.0
 #: What a question made to look answerable counts beside one that is, when confidence is fitted: as in
 #: fit_calibration.py, whose thresholds are for what people ordinarily ask. The expected gain counts all alike.
 TRAP_WEIGHT = 0.25

@@ -10,8 +10,9 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
 
     width: int = 512
     #: Of the feed-forward.
-    inner: int = 1536
-    blocks: int = 4
+    inner: int = 1024
+    #: With four of them and 1,536 inside, an answer took half as long again, and no more of them were right.
+    blocks: int = 3
     #: Of 64 values each.
     heads: int = 8
     #: Entries of the vocabulary, bytes and special tokens included.
@@ -23,7 +24,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
-    """The shape and how it is taught. The default takes about half an hour on two cores with AMX."""
+    """The shape and how it is taught. The default took 46 minutes on one core (AMD EPYC with AVX512-BF16)."""
 
     shape: Shape = Shape()
     seed: int = 0
