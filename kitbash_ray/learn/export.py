@@ -1,7 +1,7 @@
 """A student as GGUF, architecture `bitnet`, that stock llama.cpp runs; and a student read back from one.
 
-The ternary matrices are TQ2_0 (2 bits and a scale), or F16 or Q8_0 for comparison; embeddings are F16
-and norms F32 in each. The prompt's form is the file's chat template.
+The ternary matrices are TQ2_0 (2 bits and a scale), or F16 or Q8_0 for comparison; embeddings are Q8_0, beside
+F16 matrices F16, and norms F32. The prompt's form is the file's chat template.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kitbash_ray.learn.student import HEAD, Student, ternary
 from kitbash_ray.learn.tokenizer import ANSWER, END, QUESTION, SPECIAL, Vocabulary
 
 NAME = "kitbash-student"
+EMBEDDING = "token_embd.weight"
 #: The last message of the user; llama.cpp's reader of templates has the same string methods as Python.
 TEMPLATE = (
     "{% for message in messages if message['role'] == 'user' %}{% if loop.last %}"
@@ -49,7 +50,7 @@ def kind_of(name: str, kind: str) -> str:
     """The type of the tensor `name` in a file whose ternary matrices are `kind`."""
     if "norm" in name:
         return "F32"
-    return "F16" if name == "token_embd.weight" else kind
+    return "Q8_0" if name == EMBEDDING and kind != "F16" else kind
 
 
 def read_student(path: Path) -> Student:
@@ -75,7 +76,8 @@ def read_student(path: Path) -> Student:
             for tensor in reader.tensors
         }
     )
-    student.fix()
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    student.fix(reads_in_bytes=types[EMBEDDING] == "Q8_0")
     return student
 
 

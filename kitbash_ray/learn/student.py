@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from kitbash_ray.learn.recipe import Shape
 
 HEAD = 64
-#: Values that share a scale, in activations and in files.
-BLOCK = 256
+#: Values that share a scale, in activations and in files; and where the matrix is Q8_0.
+BLOCK, BYTES_BLOCK = 256, 32
 #: Dimensions of the sentence vectors that training compares with.
 VECTOR = 384
 
@@ -58,9 +58,9 @@ def ternary(weight: Tensor) -> Tensor:
     return (weight / scale).round_().clamp_(-1, 1).mul_(scale)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """`x` (..., n), n a multiple of 256, with each block of 256 in 255 steps of its largest value."""
-    blocks = x.unflatten(-1, (-1, BLOCK))
+def rounded(x: Tensor, block: int = BLOCK) -> Tensor:
+    """`x` (..., n), n a multiple of `block`, with each block in 255 steps of its largest value."""
+    blocks = x.unflatten(-1, (-1, block))
     largest = torch.maximum(blocks.amax(-1, keepdim=True), blocks.amin(-1, keepdim=True).neg_())
     step = largest.clamp_(min=1e-12).div_(127)
     return (blocks / step).round_().mul_(step).flatten(-2)
@@ -131,7 +131,7 @@ class Student(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape, self.fixed = shape, False
+        self.shape, self.fixed, self._reads_in_bytes = shape, False, False
         self.token_embd = nn.Embedding(shape.vocabulary, shape.width)
         nn.init.normal_(self.token_embd.weight, std=0.02)
         self.blk = nn.ModuleList(Block(shape) for _ in range(shape.blocks))
@@ -147,6 +147,7 @@ class Student(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """Of `states` (..., width) the natural logits of the next token: (..., vocabulary)."""
+        states = rounded(states, BYTES_BLOCK) if self._reads_in_bytes else states
         return F.linear(states, self.token_embd.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -156,9 +157,9 @@ class Student(nn.Module):
         """The weights that become ternary."""
         return [module.weight for module in self.modules() if isinstance(module, BitLinear)]
 
-    def fix(self) -> None:
-        """Take the weights as they are from now on."""
-        self.fixed = True
+    def fix(self, *, reads_in_bytes: bool) -> None:
+        """Take the weights as they are from now on; with `reads_in_bytes` the last matrix reads what llama.cpp rounded."""
+        self.fixed, self._reads_in_bytes = True, reads_in_bytes
         for module in self.modules():
             if isinstance(module, BitLinear):
                 module.fixed = True
