@@ -272,6 +272,30 @@ def test_code_that_no_passage_can_hold_is_cut_between_lines(desk: Desk) -> None:
     assert "\n".join(texts) == f"```\n{code}\n```"
 
 
+def test_html_inside_markdown_is_read_without_its_tags(desk: Desk) -> None:
+    text = """# Dyna
+
+<!-- not for readers -->
+<p align="center"><img src="logo.png" alt="logo">Dyna links <b>calls</b>.<br>It is small &amp; fast.</p>
+
+<pre>
+Permission is hereby granted,
+free of charge.
+</pre>
+
+<script>var hidden = 1;</script>
+<details><summary>Why?</summary>
+
+Because of *speed*.
+
+</details>
+"""
+    assert [passage["text"] for passage in desk.passages("a.md", text)] == [
+        "Dyna links calls.\nIt is small & fast.\nPermission is hereby granted,\nfree of charge.\nWhy?",
+        "Because of speed.",
+    ]
+
+
 def test_deeply_nested_markdown_is_read(desk: Desk) -> None:
     assert desk.bring("a.md", ">" * 5000 + " deep\n\n" + "[" * 5000 + "\n\nEnd.\n").passages
 

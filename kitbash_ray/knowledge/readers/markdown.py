@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -14,6 +15,10 @@ from kitbash_ray.knowledge.readers.prose import PASSAGE_CHARS, Raw, fit, says_so
 
 #: Code is kept whole up to what a passage may hold at all.
 CODE_CHARS = 4000
+
+#: Of HTML inside Markdown: what is not for readers, and what stands within a line.
+HIDDEN = frozenset({"script", "style", "template"})
+IN_LINE = frozenset("a abbr b big code del em font i img ins kbd mark q s samp small span strong sub sup tt u var".split())
 
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
 _FRONT_MATTER = {"---": ("---", "..."), "+++": ("+++",)}
@@ -94,7 +99,9 @@ def _pieces(block: Sequence[Token]) -> Iterator[str]:
     elif kind == "table_open":
         for row in _plain(block):
             yield from fit(row)
-    elif kind != "html_block":
+    elif kind == "html_block":
+        yield from fit(_text_of_html(block[0].content))
+    else:
         yield from fit("\n".join(_plain(block)))
 
 
@@ -120,6 +127,39 @@ def _plain(block: Sequence[Token]) -> Iterator[str]:
         elif token.type == "inline":
             yield "  " * depth + mark + _words(token)
             mark = ""
+
+
+class _Text(HTMLParser):
+    """Collects what is read of HTML, with a new line where a tag begins or ends one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self._hidden += tag in HIDDEN
+        self._mark(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = max(0, self._hidden - (tag in HIDDEN))
+        self._mark(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.parts.append(data)
+
+    def _mark(self, tag: str) -> None:
+        if tag not in IN_LINE:
+            self.parts.append("\n")
+
+
+def _text_of_html(html: str) -> str:
+    reader = _Text()
+    reader.feed(html)
+    reader.close()
+    lines = (" ".join(line.split()) for line in "".join(reader.parts).splitlines())
+    return "\n".join(line for line in lines if line)
 
 
 def _words(inline: Token) -> str:
