@@ -7,7 +7,6 @@ none of them is no answer. Any other model says what it says.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
@@ -124,8 +123,8 @@ def open_student(folder: Path, *, max_tokens: int, fit: LayerCalibration | None 
 
 def student_layer(folder: Path, name: str, *, max_tokens: int, fit: LayerCalibration | None = None) -> StudentLayer:
     """The same for a student that has no manifest yet."""
-    threads = min(2, os.cpu_count() or 1)  # for so small a model more would only wait for each other
-    engine = LlamaCpp(folder / MODEL, context_tokens=CONTEXT_TOKENS, threads=threads, name=name, **EXACT)
+    # One thread: for so small a model more only wait for each other, and beside other layers for a free core.
+    engine = LlamaCpp(folder / MODEL, context_tokens=CONTEXT_TOKENS, threads=1, name=name, **EXACT)
     return StudentLayer(engine, read_answers(folder / ANSWERS), max_tokens=max_tokens, fit=fit)
 
 
