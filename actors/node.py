@@ -13,6 +13,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,6 +46,8 @@ from kitbash_ray.token import ensure_secret, find_secret, token_file
 
 #: Ray on a small device that does other things as well.
 JOIN_S = 180.0
+#: How often it is looked whether this device's part is to end.
+LOOK_S = 1.0
 #: Where Ray's launcher puts the file that its autoscaler on the head works with.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
@@ -120,15 +123,25 @@ def stay(devices: Devices, start: Callable[[], Running], tell: Tell) -> None:
 
     SIGTERM ends it. Raises ClusterError when it has ended by itself.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    asked = threading.Event()
+
+    def end(*_: object) -> None:
+        asked.set()  # Python drops what a handler raises while an object is being deleted
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)
     stop(devices, tell)  # what a container that was killed has written down is not true any more
     try:
         found = start()
         with suppress(psutil.NoSuchProcess):  # gone already
-            psutil.Process(found.ray_pid).wait()
+            process = psutil.Process(found.ray_pid)
+            while not asked.is_set() and process.is_running():
+                with suppress(psutil.TimeoutExpired):
+                    process.wait(timeout=LOOK_S)
     finally:
         stop(devices, tell)
-    raise ClusterError(f"Ray has ended on this device; {local.ray_log(cluster_settings(devices))} says why.")
+    if not asked.is_set():
+        raise ClusterError(f"Ray has ended on this device; {local.ray_log(cluster_settings(devices))} says why.")
 
 
 def stop(devices: Devices, tell: Tell) -> bool:
